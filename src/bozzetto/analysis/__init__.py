@@ -1,0 +1,1 @@
+"""Analyses of a network and its smaller version: each a function and a frozen result."""

@@ -1,0 +1,62 @@
+"""Pure tensor algebra: counter-based random bits, whitening, ridge solves, unfoldings."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+BITS_VERSION = 1  # part of every key: a change of the stream is a new version, never a surprise
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """A 63-bit seed for one purpose, from the user's seed and the names of that purpose."""
+    text = "/".join(["bozzetto", str(BITS_VERSION), str(seed), *map(str, names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _shift_right(z: Tensor, by: int) -> Tensor:
+    """Logical shift of int64 (torch's own is arithmetic)."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def random_bits(seed: int, count: int) -> Tensor:
+    """`count` random int64: splitmix64 (Steele, Lea, Flood 2014) of a counter; (count,).
+
+    Integer tensor arithmetic only, so every platform and device gives the same bits.
+    """
+    z = (torch.arange(1, count + 1, dtype=torch.int64) * _GOLDEN) + (seed & ((1 << 63) - 1))
+    z = (z ^ _shift_right(z, 30)) * _MIX1
+    z = (z ^ _shift_right(z, 27)) * _MIX2
+    return z ^ _shift_right(z, 31)
+
+
+def random_signs(seed: int, count: int) -> Tensor:
+    """±1 in float64 with equal chance; (count,)."""
+    return 1.0 - 2.0 * (random_bits(seed, count) < 0).double()
+
+
+def random_uniform(seed: int, count: int) -> Tensor:
+    """Uniform on the open interval (0, 1), float64, 53 bits; (count,)."""
+    return (_shift_right(random_bits(seed, count), 11).double() + 0.5) * 2.0**-53
+
+
+def random_normal(seed: int, count: int) -> Tensor:
+    """Standard normal by Box and Muller (1958), float64; (count,)."""
+    half = (count + 1) // 2
+    u = random_uniform(seed, 2 * half)
+    radius, angle = (-2.0 * u[:half].log()).sqrt(), 2 * math.pi * u[half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
+
+
+def random_integers(seed: int, count: int, below: int) -> Tensor:
+    """Integers in [0, below), int64; (count,)."""
+    return (random_uniform(seed, count) * below).long().clamp_(max=below - 1)
+
+
+def random_permutation(seed: int, count: int) -> Tensor:
+    """A uniform permutation of 0 … count − 1, int64; (count,)."""
+    return torch.argsort(random_bits(seed, count), stable=True)
