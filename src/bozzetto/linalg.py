@@ -60,3 +60,27 @@ def random_integers(seed: int, count: int, below: int) -> Tensor:
 def random_permutation(seed: int, count: int) -> Tensor:
     """A uniform permutation of 0 … count − 1, int64; (count,)."""
     return torch.argsort(random_bits(seed, count), stable=True)
+
+
+def solve_psd(a: Tensor, b: Tensor) -> Tensor:
+    """The minimum-norm x with a x = b for a symmetric positive semidefinite a: (..., n, n).
+
+    Directions whose eigenvalue is below n·eps of the largest count as empty, so that dead units and
+    rank-deficient moments give finite answers.
+    """
+    values, vectors = torch.linalg.eigh((a + a.mT) / 2)
+    floor = values[..., -1:].clamp_min(0) * a.shape[-1] * torch.finfo(a.dtype).eps
+    inverse = torch.where(values > floor, 1 / values.clamp_min(1e-300), 0.0)
+    return vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ b))
+
+
+def roots_psd(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Whitening of a moment: a^½ and its pseudo-inverse a^-½, float64; (..., n, n) each."""
+    values, vectors = torch.linalg.eigh((a + a.mT).double() / 2)
+    floor = values[..., -1:].clamp_min(0) * a.shape[-1] * torch.finfo(torch.float64).eps
+    kept = values > floor
+    root = torch.where(kept, values, 0.0).sqrt()
+    inverse = torch.where(kept, 1 / root.clamp_min(1e-150), 0.0)
+    return (vectors * root.unsqueeze(-2)) @ vectors.mT, (
+        vectors * inverse.unsqueeze(-2)
+    ) @ vectors.mT

@@ -1,0 +1,223 @@
+"""The sketched layer: `terms` pairs of a fixed sketch and a trained core, and its exact fit."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.linalg import derive_seed, solve_psd
+from bozzetto.nn.parts import Down, Hashed, JointDown, Sum, Up, map_order, write_weight_
+from bozzetto.sketch import Sketch, make_sketch
+
+Sides = Literal["both", "in", "out"]
+
+
+class Shape(NamedTuple):
+    """What a sketched layer replaces; n and m are of one group, `dim` is the channels' axis."""
+
+    n: int
+    m: int
+    groups: int
+    taps: tuple[int, ...]
+    dim: int
+
+    @property
+    def patch(self) -> int:
+        """Length of one group's input patch, d = n·taps."""
+        return self.n * math.prod(self.taps)
+
+
+class Basis(NamedTuple):
+    """One term as algebra: its trained core and scale · U on the side `on_input` tells."""
+
+    core: nn.Module
+    u: Tensor  # (rows, d) on the input, (rows, m) on the output; float64
+    on_input: bool
+
+
+class Sketched(Sum):
+    """The layer of Kasiviswanathan et al. (arXiv 1710.07850), channel-only form and its relatives.
+
+    An input-side term is core·down, an output-side term up·core; one of each makes a pair of the
+    paper, "in" or "out" alone the one-sided forms. Every term is multiplied by 1/√(number of
+    terms), with cores drawn like the dense layer's weight: then the outputs' variance is the dense
+    layer's and, in the infinite-width limit, so is the tangent kernel. Sketches come again from
+    `seed`; only cores and bias are trained and stored.
+
+    Raises:
+        ValueError: for terms or k below 1, or so large that nothing is saved.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        k: int,
+        outputs: Callable[[Sketch, float], nn.Module],
+        inputs: Callable[[Sketch, float], nn.Module],
+        *,
+        bias: bool,
+        terms: int,
+        sides: Sides,
+        family: str,
+        seed: int,
+        wide: int = 1,
+    ) -> None:
+        """Build the terms.
+
+        Args:
+            shape: of the dense layer.
+            k: rows of every sketch (times `wide` for sketches of whole patches).
+            outputs: makes an output-side term from its sketch and scale.
+            inputs: makes an input-side term from its sketch and scale.
+            bias: whether the layer has one.
+            terms: terms a side.
+            sides: which sides.
+            family: of the sketches.
+            seed: of the sketches.
+            wide: taps that an input-side sketch covers.
+        """
+        check_size(shape, k, terms, sides)
+        scale = (terms * (2 if sides == "both" else 1)) ** -0.5
+        parts = []
+        if sides != "in":
+            keys = (derive_seed(seed, "out", t) for t in range(terms))
+            parts += [outputs(make_sketch(family, shape.m, k, key), scale) for key in keys]
+        if sides != "out":
+            keys = (derive_seed(seed, "in", t) for t in range(terms))
+            size = (shape.n * wide, k * wide)
+            parts += [inputs(make_sketch(family, *size, key), scale) for key in keys]
+        like = cast(nn.Parameter, next(parts[0].parameters()))
+        values = like.new_empty(shape.m * shape.groups) if bias else None
+        super().__init__(*parts, bias=values, dim=shape.dim)
+        self.shape, self.k, self.sides, self.family, self.seed = shape, k, sides, family, seed
+        self.to(like)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw cores and bias like torch draws the dense ones: uniform within ±1/√fan_in."""
+        bound = self.shape.patch**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """What the layer replaces, and the size of its sketches."""
+        n, m, g, taps, _ = self.shape
+        parts = [f"{n * g} -> {m * g}", f"k={self.k}", f"sides={self.sides!r}", f"seed={self.seed}"]
+        parts += [f"taps={taps}"] * bool(taps) + [f"groups={g}"] * (g > 1)
+        return ", ".join(parts)
+
+    def bases(self) -> list[Basis]:
+        """The terms as algebra."""
+        return [_basis(term, math.prod(self.shape.taps)) for term in self.terms]
+
+    def weight(self) -> Tensor:
+        """The dense weight that the layer applies, float64, (m, n per group, *taps)."""
+        n, m, g, taps, _ = self.shape
+        total = torch.zeros(g, m, self.shape.patch, dtype=torch.float64)
+        for core, u, on_input in self.bases():
+            values = map_order(core, cast(Tensor, core.weight)).detach().double().cpu()
+            values = values.reshape(g, m, -1) if on_input else values.reshape(g, len(u), -1)
+            total += values @ u if on_input else u.T @ values
+        return total.reshape(g * m, n, *taps)
+
+    def fit_(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        moment: Tensor | None = None,
+        mean: Tensor | None = None,
+        gradient: Tensor | None = None,
+    ) -> Self:
+        """Set the cores to the best approximation of a dense layer: closed form, exact optimum.
+
+        Minimises ‖G^½ (W − U1ᵀS1 − S2 U2) C^½‖: S1 = (U1 G U1ᵀ)⁻¹ U1 G W, then S2 from the
+        residual, (W − U1ᵀS1) C U2ᵀ (U2 C U2ᵀ)⁻¹ (optimality conditions of the two cores). With a
+        bias and a mean, C is centred and the bias takes (W − Ŵ)μ.
+
+        Args:
+            weight: (m, n per group, *taps).
+            bias: (m,) of the dense layer.
+            moment: C = E[x xᵀ] of input patches, (g, d, d) or (d, d) with d = n·taps, or its
+                diagonal (d,). None is the identity.
+            mean: μ = E[x], (g, d) or (d,).
+            gradient: G, second moment of the output's gradient, (g, m, m). None is the identity.
+        """
+        w = weight.detach().double().cpu().reshape(self.shape.groups, self.shape.m, -1)
+        centred = bias is not None and mean is not None and moment is not None
+        if centred:
+            mean = cast(Tensor, mean).double()
+            moment = cast(Tensor, moment).double() - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        rest = self._fit_outputs_(w, gradient)
+        self._fit_inputs_(rest, moment)
+        if bias is not None and self.bias is not None:
+            shift = torch.zeros(len(bias), dtype=torch.float64)
+            if centred:
+                change = w - self.weight().reshape(w.shape)
+                shift = (change @ cast(Tensor, mean).expand(w.shape[0], -1).unsqueeze(-1)).flatten()
+            with torch.no_grad():
+                self.bias.copy_(bias.detach().double().cpu() + shift)
+        return self
+
+    def _fit_outputs_(self, w: Tensor, gradient: Tensor | None) -> Tensor:
+        """Fit the output-side cores to w (g, m, d); returns what they leave."""
+        found = [basis for basis in self.bases() if not basis.on_input]
+        if not found:
+            return w
+        u = torch.cat([basis.u for basis in found])  # (L, m)
+        ug = u if gradient is None else u @ gradient.double()
+        cores = solve_psd(ug @ u.T, ug @ w)  # (g, L, d)
+        for basis, core in zip(found, cores.split([len(b.u) for b in found], -2), strict=True):
+            write_weight_(basis.core, core)
+        return w - u.T @ cores
+
+    def _fit_inputs_(self, w: Tensor, moment: Tensor | None) -> None:
+        """Fit the input-side cores to w (g, m, d)."""
+        found = [basis for basis in self.bases() if basis.on_input]
+        if not found:
+            return
+        u = torch.cat([basis.u for basis in found])  # (L, d)
+        if moment is None:
+            uc = u
+        else:
+            uc = u * moment.double() if moment.ndim == 1 else u @ moment.double()
+        cores = solve_psd(uc @ u.T, uc @ w.mT).mT  # (g, m, L)
+        for basis, core in zip(found, cores.split([len(b.u) for b in found], -1), strict=True):
+            write_weight_(basis.core, core)
+
+
+def _basis(term: nn.Module, taps: int) -> Basis:
+    if isinstance(term, Hashed):
+        return Basis(term, term.scale * term.sketch.dense().double().cpu(), True)
+    first, last = cast(nn.Sequential, term)
+    if isinstance(last, Up):
+        return Basis(first, last.scale * last.sketch.dense().double().cpu(), False)
+    assert isinstance(first, Down | JointDown)
+    u = first.scale * first.sketch.dense().double().cpu()
+    if isinstance(first, JointDown):
+        return Basis(last, u, True)
+    return Basis(last, torch.kron(u, torch.eye(taps, dtype=torch.float64)), True)
+
+
+def kept_values(shape: Shape, k: int, terms: int, sides: Sides) -> int:
+    """Trained weight values of one group: k·terms times the widths that stay, times taps."""
+    width = {"both": shape.m + shape.n, "in": shape.m, "out": shape.n}[sides]
+    return k * terms * width * math.prod(shape.taps)
+
+
+def check_size(shape: Shape, k: int, terms: int, sides: Sides) -> None:
+    """Raise ValueError unless the sketched layer is smaller than the dense one."""
+    if sides not in ("both", "in", "out"):
+        raise ValueError(f"sides is 'both', 'in' or 'out'; got {sides!r}")
+    if terms < 1:
+        raise ValueError(f"a sketched layer needs terms >= 1; got {terms}")
+    dense, one = shape.m * shape.patch, kept_values(shape, 1, terms, sides)
+    most = (dense - 1) // one
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"a sketched {shape.n * shape.groups} -> {shape.m * shape.groups} layer with "
+            f"{terms} term(s) on {sides!r} needs 1 <= k <= {most} to hold fewer than the "
+            f"dense layer's {dense} values a group; got k={k}"
+        )
