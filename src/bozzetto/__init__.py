@@ -1,1 +1,27 @@
 """Bozzetto: design a smaller network that approximates a given one, and know what that costs."""
+
+from bozzetto import nn
+from bozzetto.compress import compress, rebuild, sketch
+from bozzetto.expand import expand
+from bozzetto.io import load, save
+from bozzetto.plan import Budget, Plan, plan
+from bozzetto.stats import Stats, collect
+from bozzetto.train import Recipe, evaluate, train
+
+__all__ = [
+    "Budget",
+    "Plan",
+    "Recipe",
+    "Stats",
+    "collect",
+    "compress",
+    "evaluate",
+    "expand",
+    "load",
+    "nn",
+    "plan",
+    "rebuild",
+    "save",
+    "sketch",
+    "train",
+]

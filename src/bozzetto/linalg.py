@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -40,8 +42,9 @@ def random_signs(seed: int, count: int) -> Tensor:
 
 
 def random_uniform(seed: int, count: int) -> Tensor:
-    """Uniform on the open interval (0, 1), float64, 53 bits; (count,)."""
-    return (_shift_right(random_bits(seed, count), 11).double() + 0.5) * 2.0**-53
+    """Uniform on the open interval (0, 1), float64, 52 bits; (count,)."""
+    # Not 53: the half step would round the largest value up to 1.
+    return (_shift_right(random_bits(seed, count), 12).double() + 0.5) * 2.0**-52
 
 
 def random_normal(seed: int, count: int) -> Tensor:
@@ -60,6 +63,16 @@ def random_integers(seed: int, count: int, below: int) -> Tensor:
 def random_permutation(seed: int, count: int) -> Tensor:
     """A uniform permutation of 0 … count − 1, int64; (count,)."""
     return torch.argsort(random_bits(seed, count), stable=True)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators at a seed, for constructors that draw from them; restored after."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def solve_psd(a: Tensor, b: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
-"""The narrow waist: a layer reduced to `LinearMap(weight, bias, op)`, and composites expanded."""
+"""The narrow waist: a layer reduced to `LinearMap(weight, bias, op)`."""
 
-import copy
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, cast
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bozzetto.linalg import seeded
 from bozzetto.nn.parts import map_order, write_weight_
 from bozzetto.ops import CONVS, Conv, Dense, Lookup, Op
 
@@ -50,7 +49,8 @@ class LinearMap:
     def module(self) -> nn.Module:
         """A fresh plain torch layer that applies the map: the dense oracle."""
         bias = self.bias is not None
-        made = self.op.layer(self.inputs, self.outputs, bias=bias, like=self.weight)
+        with seeded(0, self.weight.device):
+            made = self.op.layer(self.inputs, self.outputs, bias=bias, like=self.weight)
         write_weight_(made, self.weight)
         if self.bias is not None:
             with torch.no_grad():
@@ -116,24 +116,3 @@ for _kind in CONVS.values():
 def expand_one(module: nn.Module) -> nn.Module:
     """The module itself, or an exact twin made of separate linear layers."""
     return module
-
-
-def expand(model: nn.Module) -> nn.Module:
-    """An exact copy whose composites (attention, recurrent layers) are made of linear layers.
-
-    A composite that shares a parameter with another module stays as it is, so that the tie holds.
-    """
-    model = copy.deepcopy(model)
-    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-    return _expand(model, uses, {})
-
-
-def _expand(module: nn.Module, uses: Counter[int], done: dict[int, nn.Module]) -> nn.Module:
-    if id(module) in done:
-        return done[id(module)]
-    for name, child in module._modules.items():
-        if child is not None:
-            module._modules[name] = _expand(child, uses, done)
-    tied = any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
-    done[id(module)] = module if tied else expand_one(module)
-    return done[id(module)]

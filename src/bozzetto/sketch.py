@@ -27,7 +27,7 @@ class Sketch(nn.Module, ABC):
     them again. (n, k, seed, family) determine U on every platform.
 
     Raises:
-        ValueError: unless 1 ≤ k ≤ n.
+        ValueError: unless 1 ≤ k ≤ n; from the methods, when the axis has another length.
     """
 
     family: ClassVar[str]
@@ -72,11 +72,18 @@ class Sketch(nn.Module, ABC):
 
     def lookup(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows `index` of Uᵀ table: table (k, m), index (...) of int64 -> (..., m)."""
-        return F.embedding(index, self.dense().T.to(table.dtype)) @ table
+        return F.embedding(index, self.dense().T.to(table.dtype)) @ _sized(table, 0, self.k)
 
     def forward(self, x: Tensor) -> Tensor:
         """`down` along the last axis."""
         return self.down(x)
+
+
+def _sized(x: Tensor, dim: int, size: int) -> Tensor:
+    """Return x if that axis has that length: broadcasting another would be a wrong answer."""
+    if x.shape[dim] != size:
+        raise ValueError(f"axis {dim} must have length {size}; got shape {tuple(x.shape)}")
+    return x
 
 
 def _along(values: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -93,12 +100,12 @@ class _Dense(Sketch):
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the held matrix, k·n multiply-adds."""
         u = self.entries.to(x.dtype) * self.scale
-        return F.linear(x.movedim(dim, -1), u).movedim(-1, dim)
+        return F.linear(_sized(x, dim, self.n).movedim(dim, -1), u).movedim(-1, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Multiply by its transpose."""
         u = self.entries.to(y.dtype) * self.scale
-        return F.linear(y.movedim(dim, -1), u.T).movedim(-1, dim)
+        return F.linear(_sized(y, dim, self.k).movedim(dim, -1), u.T).movedim(-1, dim)
 
     def dense(self) -> Tensor:
         """The held matrix."""
@@ -180,19 +187,18 @@ class Hadamard(Sketch, name="hadamard"):
         self._store("right", _orthogonal(b).to(dtype))
 
     def _transform(self, x: Tensor) -> Tensor:
-        a, b = len(self.left), len(self.right)
-        square = self.left.to(x.dtype) @ x.unflatten(-1, (a, b)) @ self.right.to(x.dtype)
-        return square.flatten(-2)
+        square = x.unflatten(-1, (len(self.left), len(self.right)))
+        return (self.left.to(x.dtype) @ square @ self.right.to(x.dtype)).flatten(-2)
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Signs, transform, keep k."""
-        x = x.movedim(dim, -1) * self.signs.to(x.dtype)
+        x = _sized(x, dim, self.n).movedim(dim, -1) * self.signs.to(x.dtype)
         y = self._transform(x).index_select(-1, self.kept) * (self.n / self.k) ** 0.5
         return y.movedim(-1, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Put k values in place, transform, signs."""
-        y = F.pad(y.movedim(dim, -1), (0, 1)).index_select(-1, self.place)
+        y = F.pad(_sized(y, dim, self.k).movedim(dim, -1), (0, 1)).index_select(-1, self.place)
         x = self._transform(y) * (self.signs.to(y.dtype) * (self.n / self.k) ** 0.5)
         return x.movedim(-1, dim)
 
@@ -215,21 +221,20 @@ class Count(Sketch, name="count"):
     def __init__(self, n: int, k: int, seed: int = 0) -> None:
         super().__init__(n, k, seed)
         self._store("bucket", self._draw_buckets())
-        signs = random_signs(self._key("signs"), n)
-        self._store("signs", signs.to(torch.get_default_dtype()))
+        self._store("signs", random_signs(self._key("signs"), n).to(torch.get_default_dtype()))
 
     def _draw_buckets(self) -> Tensor:
         return random_integers(self._key("bucket"), self.n, self.k)
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Add every signed coordinate to its bucket."""
-        signed = (x * _along(self.signs, x, dim)).movedim(dim, 0)
+        signed = (_sized(x, dim, self.n) * _along(self.signs, x, dim)).movedim(dim, 0)
         y = signed.new_zeros(self.k, *signed.shape[1:]).index_add(0, self.bucket, signed)
         return y.movedim(0, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Read every coordinate from its bucket, signed."""
-        return y.index_select(dim, self.bucket) * _along(self.signs, y, dim)
+        return _sized(y, dim, self.k).index_select(dim, self.bucket) * _along(self.signs, y, dim)
 
     def dense(self) -> Tensor:
         """One sign a column."""
@@ -238,8 +243,8 @@ class Count(Sketch, name="count"):
 
     def lookup(self, table: Tensor, index: Tensor) -> Tensor:
         """One row of the table an index, signed."""
-        signs = self.signs.to(table.dtype)[index]
-        return F.embedding(self.bucket[index], table) * signs.unsqueeze(-1)
+        signs = F.embedding(index, self.signs.to(table.dtype).unsqueeze(-1))  # (..., 1)
+        return F.embedding(self.bucket[index], _sized(table, 0, self.k)) * signs
 
     def variance(self) -> float:
         """(n − 1)/k."""
@@ -263,8 +268,8 @@ class Fold(Count, name="fold"):
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Signs, then the sum of the blocks of length k."""
+        signed = _sized(x, dim, self.n) * _along(self.signs, x, dim)
         dim = dim % x.ndim
-        signed = x * _along(self.signs, x, dim)
         missing = self._load * self.k - self.n
         if missing:
             signed = F.pad(signed, (0, 0) * (x.ndim - 1 - dim) + (0, missing))
@@ -272,7 +277,7 @@ class Fold(Count, name="fold"):
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Repeat the k values to length n, signed."""
-        dim = dim % y.ndim
+        y, dim = _sized(y, dim, self.k), dim % y.ndim
         shape = (*y.shape[:dim], self._load, *y.shape[dim:])
         tiled = y.unsqueeze(dim).expand(shape).flatten(dim, dim + 1).narrow(dim, 0, self.n)
         return tiled * _along(self.signs, y, dim)

@@ -1,0 +1,67 @@
+"""`expand`: an exact copy of a model in which every linear map is a layer of its own."""
+
+import copy
+from collections import Counter
+from collections.abc import Collection
+
+from torch import nn
+
+from bozzetto import composite, hf
+from bozzetto.maps import expand_one
+
+__all__ = ["composite", "expand"]
+
+
+def expand(model: nn.Module, needed: Collection[str] | None = None) -> nn.Module:
+    """An exact copy whose composites (attention, recurrent layers) are made of linear layers.
+
+    A composite that shares a parameter with another module stays as it is, so that the tie holds.
+
+    Args:
+        model: any module; not changed.
+        needed: paths of the expanded model; only composites that hold one of them are rewritten.
+            None rewrites all.
+
+    Raises:
+        TypeError: for what is not a torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model is a torch.nn.Module; got {type(model).__name__}")
+    hf.register()
+    model = _copy(model)
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    return _expand(model, "", needed, uses, {})
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy without gradients.
+
+    Some of torch's modules set an attribute of their own while being copied that hides a child
+    (TransformerDecoderLayer's activation): what the source does not have goes.
+    """
+    made = copy.deepcopy(model)
+    for old, new in zip(model.modules(), made.modules(), strict=True):
+        for name in vars(new).keys() - vars(old).keys():
+            del vars(new)[name]
+    for parameter in made.parameters():
+        parameter.grad = None
+    return made
+
+
+def _expand(
+    module: nn.Module,
+    path: str,
+    needed: Collection[str] | None,
+    uses: Counter[int],
+    done: dict[int, nn.Module],
+) -> nn.Module:
+    key = id(module)
+    if key in done:
+        return done[key]
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _expand(child, f"{path}{name}.", needed, uses, done)
+    tied = any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
+    wanted = needed is None or any(other.startswith(path) for other in needed)
+    done[key] = module if tied or not wanted else expand_one(module)
+    return done[key]

@@ -1,0 +1,231 @@
+"""Saving and loading small networks as data: plan.json and model.safetensors, nothing executed."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bozzetto.compress import rebuild
+from bozzetto.plan import Plan
+
+__all__ = ["Saved", "check_output", "load", "read", "save"]
+
+PLAN, WEIGHTS = "plan.json", "model.safetensors"
+FORMAT = 1
+_LARGEST_PLAN = 64 << 20  # bytes
+
+
+class InvalidFolder(ValueError):
+    """A folder that `save` did not write, or that was changed since."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder says of itself.
+
+    Attributes:
+        folder: where.
+        plan: of the small network.
+        source: "package.module:callable" that builds the target, where the writer said so.
+        sha256: of the weights' file.
+    """
+
+    folder: Path
+    plan: Plan
+    source: str | None
+    sha256: str
+
+
+def check_output(folder: Path | str, *, force: bool = False) -> Path:
+    """The folder to write, refused if writing it would lose anything.
+
+    Raises:
+        FileExistsError: if it is not empty and `force` is not set, or holds files that are not a
+            saved network's even then.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise FileExistsError(f"an output folder is needed; {folder} is a file")
+    found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if found and not force:
+        raise FileExistsError(f"an empty output folder is needed (or force); {folder} is not empty")
+    if foreign := found - {PLAN, WEIGHTS, "report.html"}:
+        raise FileExistsError(
+            f"only a saved network is overwritten; {folder} also holds {sorted(foreign)[:5]}"
+        )
+    return folder
+
+
+def save(
+    folder: Path | str, small: nn.Module, plan: Plan, *, source: str | None = None,
+    force: bool = False,
+) -> Path:  # fmt: skip
+    """Write a small network: complete or not at all.
+
+    Args:
+        folder: to write; must be empty or new unless `force`.
+        small: from `compress`, `sketch` or `rebuild`, perhaps trained since.
+        plan: that made it.
+        source: "package.module:callable" of the target, for the command.
+        force: replace a network that was saved there.
+
+    Raises:
+        FileExistsError: see `check_output`.
+        ValueError: for a network whose state is not made of tensors.
+    """
+    folder = check_output(folder, force=force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(_tensors(small), partial / WEIGHTS)
+        data = {"format": FORMAT, "source": source, "sha256": _digest(partial / WEIGHTS)}
+        text = json.dumps(data | {"plan": json.loads(plan.to_json())}, indent=2)
+        (partial / PLAN).write_text(text, encoding="utf-8")
+        _flush(partial / WEIGHTS, partial / PLAN)
+        partial.chmod(0o777 & ~_umask())
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(*files: Path) -> None:
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put the new folder in place; the old one goes only when the new one stands."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    folder.rename(old / "kept")
+    try:
+        new.rename(folder)
+    except BaseException:
+        (old / "kept").rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state with tied tensors once, each contiguous on the CPU."""
+    found: dict[str, Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"a saved state is made of tensors; {name!r} is {type(value)}")
+        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and key in seen:
+            continue
+        seen[key] = name
+        found[name] = value.detach().cpu().contiguous().clone()
+    return found
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read(folder: Path | str) -> Saved:
+    """What a saved folder holds, checked, without reading the weights.
+
+    Raises:
+        InvalidFolder: for anything that `save` did not write.
+    """
+    folder = Path(folder)
+    for name in (PLAN, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InvalidFolder(
+                f"a saved network holds {PLAN} and {WEIGHTS}; {folder} has no {name}"
+            )
+    if (folder / PLAN).stat().st_size > _LARGEST_PLAN:
+        raise InvalidFolder(f"{folder / PLAN} is larger than any plan")
+    try:
+        data = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or set(data) != {"format", "source", "sha256", "plan"}:
+            raise InvalidFolder(f"{folder / PLAN} is not the plan of a saved network")
+        if data["format"] != FORMAT:
+            raise InvalidFolder(
+                f"this version reads format {FORMAT}; {folder} has {data['format']}"
+            )
+        source, digest = data["source"], data["sha256"]
+        if not isinstance(digest, str) or not isinstance(source, str | None):
+            raise InvalidFolder(f"{folder / PLAN} is damaged: source and sha256 are text")
+        return Saved(folder, Plan.from_json(json.dumps(data["plan"])), source, digest)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidFolder(f"{folder / PLAN} is damaged: {error}") from error
+    except ValueError as error:
+        raise InvalidFolder(f"{folder / PLAN}: {error}") from error
+
+
+def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """The small network saved in a folder, in evaluation mode.
+
+    Args:
+        folder: written by `save`.
+        model: the target's architecture; its weights do not matter and it is not changed.
+
+    Raises:
+        InvalidFolder: for a folder that is truncated, foreign or tampered with.
+        ValueError: without a model, or for a model of another architecture.
+    """
+    saved = read(folder)
+    if model is None:
+        made = f" (it was made from {saved.source!r})" if saved.source else ""
+        raise ValueError(f"load needs the target's architecture, model=…{made}")
+    if _digest(saved.folder / WEIGHTS) != saved.sha256:
+        raise InvalidFolder(f"{saved.folder / WEIGHTS} is truncated or was changed since saving")
+    small = rebuild(model, saved.plan)
+    _fill_(small, _weights(saved, small))
+    return small.eval()
+
+
+def _weights(saved: Saved, small: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors, read only if they are the model's in name, shape and type."""
+    wanted = _tensors(small)
+    try:
+        with safe_open(saved.folder / WEIGHTS, framework="pt") as file:
+            names = set(file.keys())
+            if names != set(wanted):
+                odd = sorted(names ^ set(wanted))[:5]
+                raise ValueError(f"{saved.folder} is of another model: tensors {odd} do not match")
+            return {name: _same(file.get_tensor(name), name, wanted[name]) for name in names}
+    except SafetensorError as error:
+        raise InvalidFolder(f"{saved.folder / WEIGHTS} is damaged: {error}") from error
+
+
+def _same(value: Tensor, name: str, wanted: Tensor) -> Tensor:
+    if value.shape != wanted.shape or value.dtype != wanted.dtype:
+        raise ValueError(
+            f"the folder is of another model: {name!r} is {value.dtype} {tuple(value.shape)}, "
+            f"the model needs {wanted.dtype} {tuple(wanted.shape)}"
+        )
+    return value
+
+
+def _fill_(small: nn.Module, values: Mapping[str, Tensor]) -> None:
+    own = small.state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)

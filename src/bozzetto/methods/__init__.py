@@ -1,0 +1,24 @@
+"""Methods: ways to write a linear map with fewer numbers, by name."""
+
+from bozzetto.methods.lowrank import LowRank
+from bozzetto.methods.method import Method, Objective
+from bozzetto.methods.sketched import SketchedMethod
+
+__all__ = ["AUTO", "METHODS", "LowRank", "Method", "Objective", "SketchedMethod", "make_method"]
+
+METHODS: dict[str, type[Method]] = {"lowrank": LowRank, "sketched": SketchedMethod}
+AUTO = ("lowrank",)  # random directions never beat the data's own on a trained layer (sketching §4)
+
+
+def make_method(name: str, options: dict[str, object] | None = None) -> Method:
+    """The method of that name with its options.
+
+    Raises:
+        ValueError: for an unknown name or options that it does not take.
+    """
+    if name not in METHODS:
+        raise ValueError(f"a method is one of {sorted(METHODS)}; got {name!r}")
+    try:
+        return METHODS[name](**(options or {}))
+    except TypeError as error:
+        raise ValueError(f"method {name!r} does not take {options}: {error}") from error

@@ -1,0 +1,146 @@
+"""The contract of a method: a way to write a linear map with fewer numbers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.linalg import roots_psd
+from bozzetto.maps import LinearMap
+from bozzetto.stats import Stats
+
+INPUT_DAMPING = 1e-3  # of the mean eigenvalue: directions that calibration barely saw keep a price
+OUTPUT_DAMPING = 1e-2
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What every method minimises for a layer: tr(G Δ C Δᵀ), Δ the change of the weight.
+
+    C is the second moment of the input patches, centred where a bias can absorb the mean; G that of
+    the output's gradient (Martens and Grosse 2015; for convolutions Grosse and Martens 2016).
+    Both are damped by a fraction of their mean eigenvalue. Without stats both are the identity.
+    """
+
+    map: LinearMap
+    stats: Stats | None
+
+    @cached_property
+    def w(self) -> Tensor:
+        """(g, m, d), float64."""
+        return self.map.matrix()
+
+    @cached_property
+    def moment(self) -> Tensor | None:
+        """C: (g, d, d), for look-ups (d,); None is the identity."""
+        if self.stats is None:
+            return None
+        c = self.stats.moment
+        if self.map.bias is not None and self.stats.mean is not None:
+            c = c - self.stats.mean.unsqueeze(-1) * self.stats.mean.unsqueeze(-2)
+        return _damped(c, INPUT_DAMPING)
+
+    @cached_property
+    def gradient(self) -> Tensor | None:
+        """G: (g, m, m); None is the identity."""
+        if self.stats is None or self.stats.gradient is None:
+            return None
+        return _damped(self.stats.gradient, OUTPUT_DAMPING)
+
+    @cached_property
+    def input_roots(self) -> tuple[Tensor, Tensor] | None:
+        """C^½ and C^-½, vectors for a diagonal C."""
+        c = self.moment
+        if c is None:
+            return None
+        if c.ndim == 1:
+            return c.sqrt(), torch.where(c > 0, c, torch.inf).rsqrt()
+        return roots_psd(c)
+
+    @cached_property
+    def output_roots(self) -> tuple[Tensor, Tensor] | None:
+        """G^½ and G^-½."""
+        return None if self.gradient is None else roots_psd(self.gradient)
+
+    def whiten(self, change: Tensor) -> Tensor:
+        """G^½ Δ C^½: its squared norm is the objective; (g, m, d)."""
+        if self.input_roots is not None:
+            root = self.input_roots[0]
+            change = change * root if root.ndim == 1 else change @ root
+        return change if self.output_roots is None else self.output_roots[0] @ change
+
+    def error(self, change: Tensor) -> float:
+        """The objective at a change of the weight (g, m, d)."""
+        return float(self.whiten(change).square().sum())
+
+    @cached_property
+    def energy(self) -> float:
+        """The objective at Δ = W: what dropping the layer costs."""
+        return self.error(self.w)
+
+
+def _damped(a: Tensor, fraction: float) -> Tensor:
+    if a.ndim == 1:
+        return a + fraction * a.mean()
+    mean = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return a + fraction * mean * torch.eye(a.shape[-1], dtype=a.dtype)
+
+
+class Method(ABC):
+    """A way to write a linear map with fewer numbers; instances are frozen dataclasses of options.
+
+    `size` is the one number that trades values for quality. Errors are those of `Objective`.
+    """
+
+    @abstractmethod
+    def unit(self, m: LinearMap) -> int:
+        """Weight values that one more of `size` adds, over all groups."""
+
+    def most(self, m: LinearMap, keep: float = 1.0) -> int:
+        """The largest size with fewer values than the dense weight, and at most `keep` of them."""
+        values = m.weight.numel()
+        return min(values - 1, int(keep * values)) // self.unit(m)
+
+    def sizes(self, m: LinearMap) -> list[int]:
+        """Sizes worth considering, ascending, each with fewer values than the dense weight."""
+        return spread_sizes(self.most(m))
+
+    @abstractmethod
+    def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
+        """A layer of that size with fresh weights and the dense layer's output variance."""
+
+    @abstractmethod
+    def fit_(self, layer: nn.Module, m: LinearMap, stats: Stats | None) -> None:
+        """Set the layer to approximate the map."""
+
+    @abstractmethod
+    def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
+        """The dense weight that the layer applies, (g, m, d), float64 on the CPU."""
+
+    @abstractmethod
+    def errors(self, m: LinearMap, stats: Stats | None, sizes: Sequence[int]) -> list[float]:
+        """The objective that `fit_` reaches at every size."""
+
+
+def spread_sizes(most: int, count: int = 24) -> list[int]:
+    """About `count` sizes from 1 to most, denser where they are small."""
+    if most < 1:
+        return []
+    if most <= count:
+        return list(range(1, most + 1))
+    ratio = most ** (1 / (count - 1))
+    return sorted({min(most, max(1, round(ratio**i))) for i in range(count)})
+
+
+def shift_bias_(target: nn.Parameter | None, m: LinearMap, stats: Stats | None, w: Tensor) -> None:
+    """Set a bias to b + (W − Ŵ)μ, for the applied weight w (g, m, d)."""
+    if target is None or m.bias is None:
+        return
+    bias = m.bias.detach().double().cpu()
+    if stats is not None and stats.mean is not None:
+        bias = bias + ((m.matrix() - w) @ stats.mean.unsqueeze(-1)).flatten()
+    with torch.no_grad():
+        target.copy_(bias)

@@ -1,0 +1,74 @@
+"""The paper's layer: cores behind random sketches, fitted by closed-form least squares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from bozzetto.linalg import seeded
+from bozzetto.maps import LinearMap
+from bozzetto.methods.method import Method, Objective, shift_bias_, spread_sizes
+from bozzetto.nn.sketched import Shape, Sides, Sketched, kept_values
+from bozzetto.ops import Lookup
+from bozzetto.stats import Stats
+
+
+@dataclass(frozen=True)
+class SketchedMethod(Method):
+    """W ≈ Σ (U1ᵀ S1 + S2 U2), sketches from a seed; size is k, the rows of every sketch."""
+
+    family: str = "fold"
+    sides: Sides = "both"
+    terms: int = 1
+
+    def _sides(self, m: LinearMap) -> Sides:
+        """A look-up keeps its vocabulary: hashing a trained table only adds noise."""
+        return "out" if isinstance(m.op, Lookup) else self.sides
+
+    def unit(self, m: LinearMap) -> int:
+        """What one more row of every sketch adds to the cores."""
+        taps = tuple(m.weight.shape[2:])
+        shape = Shape(m.weight.shape[1], m.block[0], m.op.groups, taps, m.op.dim)
+        return kept_values(shape, 1, self.terms, self._sides(m)) * m.op.groups
+
+    def sizes(self, m: LinearMap) -> list[int]:
+        """Fewer than for other methods: every size is fitted to know its error."""
+        return spread_sizes(self.most(m), 12)
+
+    def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
+        """The sketched layer of the map's kind."""
+        options: dict[str, Any] = {} if isinstance(m.op, Lookup) else {"bias": m.bias is not None}
+        return m.op.sketched()(
+            m.inputs,
+            m.outputs,
+            k=size,
+            terms=self.terms,
+            sides=self._sides(m),
+            family=self.family,
+            seed=seed,
+            device=m.weight.device,
+            dtype=m.weight.dtype,
+            **options,
+        )
+
+    def fit_(self, layer: nn.Module, m: LinearMap, stats: Stats | None) -> None:
+        """`Sketched.fit_` in the objective's metric."""
+        objective = Objective(m, stats)
+        made = cast(Sketched, layer)
+        made.fit_(m.weight, moment=objective.moment, gradient=objective.gradient)
+        shift_bias_(made.bias, m, stats, self.weight(made, m))
+
+    def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
+        """The sum of the terms."""
+        return cast(Sketched, layer).weight().reshape(m.matrix().shape)
+
+    def errors(self, m: LinearMap, stats: Stats | None, sizes: Sequence[int]) -> list[float]:
+        """Of a fit at every size, for one draw of the sketches."""
+        objective, found = Objective(m, stats), []
+        for size in sizes:
+            with seeded(0, m.weight.device):
+                layer = self.build(m, size, seed=0)
+            self.fit_(layer, m, stats)
+            found.append(objective.error(objective.w - self.weight(layer, m)))
+        return found

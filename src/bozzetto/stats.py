@@ -1,0 +1,205 @@
+"""What calibration keeps of a layer: moments of its input patches and of its output's gradient."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.batches import call, split_batch
+from bozzetto.expand import expand
+from bozzetto.linalg import random_signs
+from bozzetto.maps import LinearMap, NotLinear, linear_map
+from bozzetto.ops import Lookup, Op
+
+_CHUNK = 1 << 24  # patch values formed at once
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Moments of one layer over all positions of the calibration batches; float64, on the CPU.
+
+    Attributes:
+        moment: C = E[x xᵀ] of the input patches, (g, d, d); for a look-up the share of every
+            index, (n,).
+        mean: μ = E[x], (g, d); None for a look-up.
+        gradient: E[g gᵀ] of the loss's gradient at the output, (g, m, m), or None where no
+            gradient arrived.
+        positions: number of output positions seen.
+        shapes: input shapes of the layer's calls in the first batch.
+    """
+
+    moment: Tensor
+    mean: Tensor | None
+    gradient: Tensor | None
+    positions: int
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass
+class _Meter:
+    """Running sums of one layer."""
+
+    op: Op
+    vocabulary: int
+    moment: Tensor | float = 0.0
+    mean: Tensor | float = 0.0
+    gradient: Tensor | float = 0.0
+    positions: int = 0
+    graded: int = 0
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add_input(self, x: Tensor) -> None:
+        if isinstance(self.op, Lookup):
+            self.moment = self.moment + torch.bincount(x.flatten(), minlength=self.vocabulary)
+            self.positions += x.numel()
+            return
+        for part in _chunks(x, self.op):
+            rows = self.op.patches(part)  # (g, b, d)
+            self.moment = self.moment + (rows.mT @ rows).double()
+            self.mean = self.mean + rows.sum(1, dtype=torch.float64)
+            self.positions += rows.shape[1]
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        rows = gradient.movedim(self.op.dim, -1).flatten(0, -2).unflatten(-1, (self.op.groups, -1))
+        rows = _single(rows).movedim(1, 0)  # (g, b, m)
+        self.gradient = self.gradient + (rows.mT @ rows).double()
+        self.graded += rows.shape[1]
+
+    def result(self) -> Stats:
+        assert isinstance(self.moment, Tensor)
+        mean = self.mean / self.positions if isinstance(self.mean, Tensor) else None
+        gradient = self.gradient / self.graded if isinstance(self.gradient, Tensor) else None
+        return Stats(
+            (self.moment / self.positions).double().cpu(),
+            None if mean is None else mean.cpu(),
+            None if gradient is None else gradient.cpu(),
+            self.positions,
+            tuple(self.shapes),
+        )
+
+
+def _single(x: Tensor) -> Tensor:
+    """Half precision raised to float32, where sums of squares hold."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _chunks(x: Tensor, op: Op) -> Iterator[Tensor]:
+    """The input in pieces whose patches fit in memory."""
+    x = _single(x.detach())
+    taps = getattr(op, "taps", ())
+    if not taps:
+        yield x
+        return
+    x = x if x.ndim == len(taps) + 2 else x.unsqueeze(0)
+    wide = x[0].numel() * math.prod(taps)
+    yield from x.split(max(1, _CHUNK // max(1, wide)))
+
+
+def layer_maps(model: nn.Module) -> dict[str, LinearMap]:
+    """Every module that is a linear map, by its first path."""
+    found = {}
+    for path, module in model.named_modules():
+        try:
+            found[path] = linear_map(module)
+        except NotLinear:
+            continue
+    return found
+
+
+def collect(
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = None
+) -> dict[str, Stats]:
+    """Run calibration batches and keep the moments of each layer of the expanded model.
+
+    Args:
+        model: any module; a copy runs in evaluation mode.
+        batches: see `bozzetto.batches`; one pass.
+        loss: (output, target) -> scalar, whose gradient weighs the layers' errors. Without one, the
+            gradient is that of the output's inner product with fixed random signs, which weighs
+            by the squared change of the output.
+
+    Returns:
+        {path: Stats} of the layers that were reached.
+
+    Raises:
+        ValueError: for no batches, or a NaN or infinite value (naming batch and layer).
+    """
+    model = expand(model).eval()
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point())
+    meters = {p: _Meter(m.op, m.inputs) for p, m in layer_maps(model).items()}
+    count = 0
+    with torch.enable_grad():
+        for count, batch in enumerate(batches, 1):
+            _measure(model, batch, meters, loss, count)
+    if not count:
+        raise ValueError("calibration needs at least one batch; got none")
+    return {path: meter.result() for path, meter in meters.items() if meter.positions}
+
+
+def _measure(
+    model: nn.Module, batch: Any, meters: Mapping[str, _Meter], loss: Loss | None, number: int
+) -> None:
+    """One batch forward and backward, with every layer's meter attached."""
+    outputs: list[tuple[_Meter, Tensor]] = []
+
+    def hook(path: str, meter: _Meter) -> Callable[..., Tensor]:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = inputs[0]
+            if x.is_floating_point() and not bool(x.detach().isfinite().all()):
+                raise ValueError(
+                    f"calibration needs finite values; in batch {number} the input of layer "
+                    f"{path!r} has NaN or infinity"
+                )
+            meter.add_input(x)
+            if number == 1:
+                meter.shapes.append(tuple(x.shape))
+            if not output.requires_grad:
+                return output
+            outputs.append((meter, output))
+            return output.clone()  # an in-place activation must not change what we keep
+
+        return keep
+
+    modules = dict(model.named_modules())
+    handles = [modules[p].register_forward_hook(hook(p, m)) for p, m in meters.items()]
+    try:
+        score = _score(call(model, batch), batch, loss)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not outputs or not score.requires_grad:
+        return
+    gradients = torch.autograd.grad(score, [y for _, y in outputs], allow_unused=True)
+    for (meter, _), gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None:
+            meter.add_gradient(gradient)
+
+
+def _score(output: Any, batch: Any, loss: Loss | None) -> Tensor:
+    """The scalar whose gradient tells which errors matter."""
+    if loss is not None:
+        return loss(output, split_batch(batch)[2])
+    total = torch.zeros(())
+    for place, value in enumerate(_tensors(output)):
+        signs = random_signs(place, value.numel()).to(value)
+        total = total.to(value.device) + (value * signs.view_as(value)).sum()
+    return total
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The floating tensors in a model's output."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.requires_grad:
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)

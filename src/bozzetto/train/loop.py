@@ -1,0 +1,267 @@
+"""The one training loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.batches import Batch, batch_size, call, device_of, in_mode, split_batch, to
+from bozzetto.train.checkpoint import read_checkpoint, write_checkpoint
+from bozzetto.train.history import Diverged, History, Progress
+from bozzetto.train.metrics import Metric, evaluate
+from bozzetto.train.objective import objective
+from bozzetto.train.randomness import Randomness
+from bozzetto.train.recipe import Recipe
+from bozzetto.train.run import Run
+
+__all__ = ["train"]
+
+_DEFAULT = Recipe()
+
+
+def train(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    recipe: Recipe = _DEFAULT,
+    *,
+    teacher: nn.Module | None = None,
+    val: Iterable[Batch] | None = None,
+    metric: Metric | Sequence[Metric] = "accuracy",
+    callbacks: Iterable[Callable[[Progress], None]] = (),
+    checkpoint: Path | None = None,
+    checkpoint_every: int | None = None,
+) -> History:
+    """Train the model in place as the recipe says, from labels, a teacher, or both.
+
+    The same seed, data and machine give the same weights bit for bit, interrupted or not, with or
+    without a validation. Global random state, the loader's generators and all training flags are
+    afterwards as before.
+
+    Args:
+        model: its trainable parameters and its buffers change. It stays on its device, to which
+            the batches are moved.
+        loader: batches as in `bozzetto.batches`, to be iterated once an epoch. The order is the
+            loader's own affair; see `Recipe.seed` and `Randomness`.
+        recipe: how.
+        teacher: a model of the same outputs, which is not changed; batches need no target then.
+        val: labelled batches on which the metrics are measured after every epoch.
+        metric: as in `evaluate`.
+        callbacks: each is called with a Progress after every step and every epoch.
+        checkpoint: file that holds the whole run after every epoch. If it exists, the run goes on
+            from there.
+        checkpoint_every: steps after which it is also written within an epoch.
+
+    Raises:
+        Diverged: (a FloatingPointError) if the loss or the weights become NaN or infinite. The
+            model then has the weights with which that epoch began or was resumed; the checkpoint
+            is of no later time.
+        CheckpointMismatch: (a ValueError) if the checkpoint is of another model, recipe or loader.
+        ValueError: if the loader is empty or cannot be iterated again, or a batch does not fit.
+        OSError: if a checkpoint cannot be written; the previous one is still there.
+    """
+    _check_reusable("loader", loader, recipe.epochs)
+    _check_reusable("val", val, recipe.epochs)
+    _check_teacher(model, teacher)
+    if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
+        raise ValueError(f"checkpoint_every needs a checkpoint and >= 1; got {checkpoint_every}")
+    steps = _steps_of(loader, recipe.accumulate)
+    run = Run(model, recipe, steps=steps, distilled=teacher is not None)
+    loop = _Loop(
+        run=run,
+        loader=loader,
+        teacher=teacher,
+        val=val,
+        metrics=[metric] if isinstance(metric, str) or callable(metric) else list(metric),
+        callbacks=list(callbacks),
+        checkpoint=checkpoint,
+        every=checkpoint_every,
+        random=Randomness(recipe.seed, device_of(model), loader),
+    )
+    with ExitStack() as borrowed:
+        borrowed.enter_context(in_mode(model, training=True))
+        if teacher is not None:
+            borrowed.enter_context(in_mode(teacher, training=False))
+        borrowed.enter_context(loop.random.borrowed())
+        return loop.run_all()
+
+
+def _check_reusable(name: str, batches: Iterable[Batch] | None, epochs: int) -> None:
+    if isinstance(batches, Iterator) and epochs > 1:
+        raise ValueError(
+            f"{epochs} epochs need a {name} that can be iterated again, as a list or a DataLoader; "
+            f"got a {type(batches).__name__}, which ends after the first"
+        )
+
+
+def _check_teacher(model: nn.Module, teacher: nn.Module | None) -> None:
+    theirs = set() if teacher is None else {id(p) for p in teacher.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) in theirs:
+            raise ValueError(
+                f"the teacher needs weights of its own; it shares {name} with the model"
+            )
+
+
+def _steps_of(loader: Iterable[Batch], accumulate: int) -> int | None:
+    """Steps of one epoch; None if the loader does not know its length."""
+    try:
+        length = len(loader)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return None
+    if not length:
+        raise ValueError("training needs at least one batch; the loader has none")
+    return -(-length // accumulate)
+
+
+def _groups(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    batches = iter(loader)
+    while group := list(islice(batches, size)):
+        yield group
+
+
+@dataclass
+class _Loop:
+    """A run with all that it needs from outside."""
+
+    run: Run
+    loader: Iterable[Batch]
+    teacher: nn.Module | None
+    val: Iterable[Batch] | None
+    metrics: list[Metric]
+    callbacks: list[Callable[[Progress], None]]
+    checkpoint: Path | None
+    every: int | None
+    random: Randomness
+    resumed: list[Tensor] | None = None  # random state in the middle of an epoch
+    began: float = field(default_factory=time.perf_counter)
+    skipped: int = 0  # steps that were done before this process
+    samples: int = 0
+
+    def run_all(self) -> History:
+        run = self.run
+        if self.checkpoint is not None:
+            self._open(self.checkpoint)
+        try:
+            while run.epoch < run.recipe.epochs:
+                self._epoch()
+        finally:
+            run.optimizer.zero_grad()
+        run.deliver()
+        return run.history()
+
+    def _open(self, path: Path) -> None:
+        """Go on from the checkpoint, or make sure that there can be one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            state = read_checkpoint(path)
+            self.run.load(state)
+            self.resumed, self.skipped = state["random"], len(self.run.losses)
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.run.check_weights()
+            write_checkpoint(self.checkpoint, {**self.run.state(), "random": self.random.state()})
+
+    def _epoch(self) -> None:
+        run, safe = self.run, self.run.weights()
+        try:
+            self._steps()
+            run.check_weights()
+        except Diverged:
+            run.model.load_state_dict(safe)
+            raise
+        scores = self._validate()
+        run.complete_epoch(scores)
+        self._save()
+        self._tell(run.epochs[-1]["loss"], scores)
+
+    def _steps(self) -> None:
+        """The steps of an epoch, or those that are left of it."""
+        run = self.run
+        self.random.begin(run.epoch)
+        groups = _groups(self.loader, run.recipe.accumulate)
+        if run.step and self.resumed is not None:
+            for _ in islice(groups, run.step):
+                pass
+            self.random.restore(self.resumed)
+        for group in groups:
+            if run.step == run.steps:
+                raise ValueError(
+                    f"the loader's length says {run.steps} steps; it goes on after them"
+                )
+            self._step(group)
+        if not run.step:
+            raise ValueError(f"the loader gave no batches in epoch {run.epoch + 1}")
+
+    def _step(self, group: list[Batch]) -> None:
+        run = self.run
+        rate = run.set_rate()
+        run.optimizer.zero_grad()
+        loss = self._gradients(group)
+        if run.recipe.clip is not None:
+            norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip)
+            if not bool(norm.isfinite()):
+                raise run.diverged("the gradient is not finite", step=len(run.losses) + 1)
+        run.advance(loss, rate)
+        if self.every is not None and len(run.losses) % self.every == 0:
+            self._save()
+        self._tell(loss, {})
+
+    def _gradients(self, group: list[Batch]) -> float:
+        """Gradients of the mean loss over all samples of the group; returns that loss."""
+        sizes, mean = [batch_size(batch) for batch in group], 0.0
+        if not all(sizes):
+            raise ValueError(f"a batch needs at least one sample; got batches of {sizes}")
+        for batch, size in zip(group, sizes, strict=True):
+            loss = self._loss(batch) * (size / sum(sizes))
+            mean += float(loss.detach())
+            if not math.isfinite(mean):
+                raise self.run.diverged(f"the loss is {mean}", step=len(self.run.losses) + 1)
+            loss.backward()
+        self.samples += sum(sizes)
+        return mean
+
+    def _loss(self, batch: Batch) -> Tensor:
+        moved, taught = to(batch, self.random.device), None
+        with self._precision():
+            output = call(self.run.model, moved)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = call(self.teacher, to(batch, device_of(self.teacher)))
+        return objective(self.run.recipe, output, split_batch(moved)[2], taught)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.run.recipe.precision == "bfloat16":
+            return torch.autocast(self.random.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _validate(self) -> dict[str, float]:
+        if self.val is None:
+            return {}
+        with self.run.evaluated():
+            return evaluate(self.run.model, self.val, self.metrics)
+
+    def _tell(self, loss: float, metrics: dict[str, float]) -> None:
+        run, seconds = self.run, time.perf_counter() - self.began
+        done, steps = len(run.losses), run.total
+        pace = seconds / max(done - self.skipped, 1)
+        progress = Progress(
+            epoch=run.epoch + (run.step > 0),
+            epochs=run.recipe.epochs,
+            step=done,
+            steps=steps,
+            loss=loss,
+            lr=run.rates[-1],
+            samples_per_second=self.samples / seconds,
+            seconds_left=None if steps is None else pace * (steps - done),
+            metrics=metrics,
+        )
+        for callback in self.callbacks:
+            callback(progress)
