@@ -9,7 +9,7 @@ from torch import nn
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import derive_seed, seeded
-from bozzetto.methods import Method, make_method
+from bozzetto.methods import Method, Objective, make_method
 from bozzetto.ops import Lookup
 from bozzetto.plan import Budget, Choice, Plan, plan
 from bozzetto.prices import count_params
@@ -103,7 +103,7 @@ def _rebuild_site_(model: nn.Module, site: Site, choice: Choice, stats: Stats | 
     with seeded(choice.seed, site.map.weight.device):
         layer = method.build(site.map, choice.size, choice.seed)
     if stats is not None:
-        method.fit_(layer, site.map, stats)
+        method.fit_(layer, Objective(site.map, stats))
     layer.requires_grad_(site.map.weight.requires_grad).train(old.training)
     for path in (site.path, *site.aliases):
         model = replace_module_(model, path, layer)

@@ -94,6 +94,5 @@ def roots_psd(a: Tensor) -> tuple[Tensor, Tensor]:
     kept = values > floor
     root = torch.where(kept, values, 0.0).sqrt()
     inverse = torch.where(kept, 1 / root.clamp_min(1e-150), 0.0)
-    return (vectors * root.unsqueeze(-2)) @ vectors.mT, (
-        vectors * inverse.unsqueeze(-2)
-    ) @ vectors.mT
+    scaled, unscaled = vectors * root.unsqueeze(-2), vectors * inverse.unsqueeze(-2)
+    return scaled @ vectors.mT, unscaled @ vectors.mT

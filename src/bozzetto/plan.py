@@ -255,7 +255,7 @@ def _candidates(
     found = [Candidate(site.path, None, price_site(site, stats), 0.0)]
     for name, options, method in methods:
         sizes = method.sizes(site.map)
-        for size, error in zip(sizes, method.errors(site.map, known, sizes), strict=True):
+        for size, error in zip(sizes, method.errors(objective, sizes), strict=True):
             price = price_site(site, stats, lambda m, k=size, by=method: by.build(m, k, 0))
             relative = (max(error, 0.0) / objective.energy) ** 0.5
             choice = Choice(name, size, derive_seed(seed, site.path), *price, relative, options)

@@ -61,7 +61,7 @@ class _Meter:
         for part in _chunks(x, self.op):
             rows = self.op.patches(part)  # (g, b, d)
             self.moment = self.moment + (rows.mT @ rows).double()
-            self.mean = self.mean + rows.sum(1, dtype=torch.float64)
+            self.mean = self.mean + rows.sum(1).double()
             self.positions += rows.shape[1]
 
     def add_gradient(self, gradient: Tensor) -> None:
@@ -151,12 +151,12 @@ def _measure(
     def hook(path: str, meter: _Meter) -> Callable[..., Tensor]:
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
-            if x.is_floating_point() and not bool(x.detach().isfinite().all()):
+            meter.add_input(x)
+            if not bool(torch.as_tensor(meter.moment).isfinite().all()):
                 raise ValueError(
                     f"calibration needs finite values; in batch {number} the input of layer "
                     f"{path!r} has NaN or infinity"
                 )
-            meter.add_input(x)
             if number == 1:
                 meter.shapes.append(tuple(x.shape))
             if not output.requires_grad:

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap
-from bozzetto.methods.method import Method, Objective, shift_bias_
+from bozzetto.methods.method import Method, Objective
 from bozzetto.nn.parts import map_order, write_weight_
-from bozzetto.stats import Stats
 
 
 @dataclass(frozen=True)
 class LowRank(Method):
     """W ≈ B A with A: (r, d) carrying the taps and B: (m, r); size is the rank r of every group.
 
-    The truncated SVD of G^½ W C^½ minimises the objective at every rank at once (Eckart and Young
+    The truncated SVD of Kᵀ W L minimises the objective at every rank at once (Eckart and Young
     in the whitened metric): the dropped squared singular values are the error.
     """
 
@@ -33,27 +32,16 @@ class LowRank(Method):
         nn.init.uniform_(cast(Tensor, second.weight), -((3 / size) ** 0.5), (3 / size) ** 0.5)
         return nn.Sequential(first, second)
 
-    def _factors(self, m: LinearMap, stats: Stats | None, rank: int) -> tuple[Tensor, Tensor]:
-        """A: (g, r, d) and B: (g, m, r) of the optimum."""
-        objective = Objective(m, stats)
-        u, s, vh = torch.linalg.svd(objective.whiten(objective.w), full_matrices=False)
-        root = s[:, :rank].sqrt()
-        a, b = root.unsqueeze(-1) * vh[:, :rank], u[:, :, :rank] * root.unsqueeze(-2)
-        if objective.input_roots is not None:
-            inverse = objective.input_roots[1]
-            a = a * inverse if inverse.ndim == 1 else a @ inverse
-        if objective.output_roots is not None:
-            b = objective.output_roots[1] @ b
-        return a, b
-
-    def fit_(self, layer: nn.Module, m: LinearMap, stats: Stats | None) -> None:
+    def fit_(self, layer: nn.Module, objective: Objective) -> None:
         """The optimum at the layer's rank."""
         first, second = cast(nn.Sequential, layer)
         rank = cast(Tensor, second.weight).shape[1]
-        a, b = self._factors(m, stats, rank)
-        write_weight_(first, a)
-        write_weight_(second, b)
-        shift_bias_(cast(nn.Parameter | None, second.bias), m, stats, self.weight(layer, m))
+        u, s, vh = torch.linalg.svd(objective.whiten(objective.w), full_matrices=False)
+        root = s[:, :rank].sqrt()
+        write_weight_(first, objective.unwhiten_input(root.unsqueeze(-1) * vh[:, :rank]))
+        write_weight_(second, objective.unwhiten_output(u[:, :, :rank] * root.unsqueeze(-2)))
+        bias = cast(nn.Parameter | None, second.bias)
+        objective.shift_bias_(bias, self.weight(layer, objective.map))
 
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """B A."""
@@ -63,8 +51,7 @@ class LowRank(Method):
         b = cast(Tensor, second.weight).detach().double().cpu()
         return b.reshape(g, m.block[0], -1) @ a.reshape(g, -1, m.block[1])
 
-    def errors(self, m: LinearMap, stats: Stats | None, sizes: Sequence[int]) -> list[float]:
+    def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """Sums of the dropped squared singular values."""
-        objective = Objective(m, stats)
         s = torch.linalg.svdvals(objective.whiten(objective.w)).square().sum(0)
         return [float(s[size:].sum()) for size in sizes]

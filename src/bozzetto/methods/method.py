@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from bozzetto.linalg import roots_psd
 from bozzetto.maps import LinearMap
 from bozzetto.stats import Stats
 
@@ -26,11 +25,11 @@ class Objective:
     """
 
     map: LinearMap
-    stats: Stats | None
+    stats: Stats | None = None
 
     @cached_property
     def w(self) -> Tensor:
-        """(g, m, d), float64."""
+        """The map's weight, (g, m, d), float64."""
         return self.map.matrix()
 
     @cached_property
@@ -51,48 +50,73 @@ class Objective:
         return _damped(self.stats.gradient, OUTPUT_DAMPING)
 
     @cached_property
-    def input_roots(self) -> tuple[Tensor, Tensor] | None:
-        """C^½ and C^-½, vectors for a diagonal C."""
+    def input_root(self) -> Tensor | None:
+        """L with L Lᵀ = C, lower triangular; for a diagonal C its root."""
         c = self.moment
         if c is None:
             return None
-        if c.ndim == 1:
-            return c.sqrt(), torch.where(c > 0, c, torch.inf).rsqrt()
-        return roots_psd(c)
+        return c.sqrt() if c.ndim == 1 else torch.linalg.cholesky(c)
 
     @cached_property
-    def output_roots(self) -> tuple[Tensor, Tensor] | None:
-        """G^½ and G^-½."""
-        return None if self.gradient is None else roots_psd(self.gradient)
+    def output_root(self) -> Tensor | None:
+        """K with K Kᵀ = G, lower triangular."""
+        return None if self.gradient is None else torch.linalg.cholesky(self.gradient)
 
     def whiten(self, change: Tensor) -> Tensor:
-        """G^½ Δ C^½: its squared norm is the objective; (g, m, d)."""
-        if self.input_roots is not None:
-            root = self.input_roots[0]
+        """Kᵀ Δ L: its squared norm is the objective; (g, m, d)."""
+        root = self.input_root
+        if root is not None:
             change = change * root if root.ndim == 1 else change @ root
-        return change if self.output_roots is None else self.output_roots[0] @ change
+        return change if self.output_root is None else self.output_root.mT @ change
+
+    def unwhiten_input(self, a: Tensor) -> Tensor:
+        """A L⁻¹ for A: (g, r, d)."""
+        root = self.input_root
+        if root is None:
+            return a
+        if root.ndim == 1:
+            return a / root
+        return torch.linalg.solve_triangular(root, a, upper=False, left=False)
+
+    def unwhiten_output(self, b: Tensor) -> Tensor:
+        """K⁻ᵀ B for B: (g, m, r)."""
+        if self.output_root is None:
+            return b
+        return torch.linalg.solve_triangular(self.output_root.mT, b, upper=True)
 
     def error(self, change: Tensor) -> float:
         """The objective at a change of the weight (g, m, d)."""
-        return float(self.whiten(change).square().sum())
+        c, g = self.moment, self.gradient
+        right = change if c is None else change * c if c.ndim == 1 else change @ c
+        return float(((change if g is None else g @ change) * right).sum())
 
     @cached_property
     def energy(self) -> float:
         """The objective at Δ = W: what dropping the layer costs."""
         return self.error(self.w)
 
+    def shift_bias_(self, target: nn.Parameter | None, weight: Tensor) -> None:
+        """Set a bias to b + (W − Ŵ)μ, for the applied weight Ŵ (g, m, d)."""
+        if target is None or self.map.bias is None:
+            return
+        bias = self.map.bias.detach().double().cpu()
+        if self.stats is not None and self.stats.mean is not None:
+            bias = bias + ((self.w - weight) @ self.stats.mean.unsqueeze(-1)).flatten()
+        with torch.no_grad():
+            target.copy_(bias)
+
 
 def _damped(a: Tensor, fraction: float) -> Tensor:
     if a.ndim == 1:
-        return a + fraction * a.mean()
+        return a + (fraction * a.mean() + 1e-30)
     mean = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return a + fraction * mean * torch.eye(a.shape[-1], dtype=a.dtype)
+    return a + (fraction * mean + 1e-30) * torch.eye(a.shape[-1], dtype=a.dtype)
 
 
 class Method(ABC):
     """A way to write a linear map with fewer numbers; instances are frozen dataclasses of options.
 
-    `size` is the one number that trades values for quality. Errors are those of `Objective`.
+    `size` is the one number that trades values for quality.
     """
 
     @abstractmethod
@@ -113,15 +137,15 @@ class Method(ABC):
         """A layer of that size with fresh weights and the dense layer's output variance."""
 
     @abstractmethod
-    def fit_(self, layer: nn.Module, m: LinearMap, stats: Stats | None) -> None:
-        """Set the layer to approximate the map."""
+    def fit_(self, layer: nn.Module, objective: Objective) -> None:
+        """Set the layer to approximate the objective's map."""
 
     @abstractmethod
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """The dense weight that the layer applies, (g, m, d), float64 on the CPU."""
 
     @abstractmethod
-    def errors(self, m: LinearMap, stats: Stats | None, sizes: Sequence[int]) -> list[float]:
+    def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """The objective that `fit_` reaches at every size."""
 
 
@@ -133,14 +157,3 @@ def spread_sizes(most: int, count: int = 24) -> list[int]:
         return list(range(1, most + 1))
     ratio = most ** (1 / (count - 1))
     return sorted({min(most, max(1, round(ratio**i))) for i in range(count)})
-
-
-def shift_bias_(target: nn.Parameter | None, m: LinearMap, stats: Stats | None, w: Tensor) -> None:
-    """Set a bias to b + (W − Ŵ)μ, for the applied weight w (g, m, d)."""
-    if target is None or m.bias is None:
-        return
-    bias = m.bias.detach().double().cpu()
-    if stats is not None and stats.mean is not None:
-        bias = bias + ((m.matrix() - w) @ stats.mean.unsqueeze(-1)).flatten()
-    with torch.no_grad():
-        target.copy_(bias)

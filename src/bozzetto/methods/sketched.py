@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from bozzetto.linalg import seeded
 from bozzetto.maps import LinearMap
-from bozzetto.methods.method import Method, Objective, shift_bias_, spread_sizes
+from bozzetto.methods.method import Method, Objective, spread_sizes
 from bozzetto.nn.sketched import Shape, Sides, Sketched, kept_values
 from bozzetto.ops import Lookup
-from bozzetto.stats import Stats
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,22 @@ class SketchedMethod(Method):
             **options,
         )
 
-    def fit_(self, layer: nn.Module, m: LinearMap, stats: Stats | None) -> None:
+    def fit_(self, layer: nn.Module, objective: Objective) -> None:
         """`Sketched.fit_` in the objective's metric."""
-        objective = Objective(m, stats)
         made = cast(Sketched, layer)
-        made.fit_(m.weight, moment=objective.moment, gradient=objective.gradient)
-        shift_bias_(made.bias, m, stats, self.weight(made, m))
+        made.fit_(objective.map.weight, moment=objective.moment, gradient=objective.gradient)
+        objective.shift_bias_(made.bias, self.weight(made, objective.map))
 
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """The sum of the terms."""
-        return cast(Sketched, layer).weight().reshape(m.matrix().shape)
+        return cast(Sketched, layer).weight().reshape(m.op.groups, *m.block)
 
-    def errors(self, m: LinearMap, stats: Stats | None, sizes: Sequence[int]) -> list[float]:
+    def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """Of a fit at every size, for one draw of the sketches."""
-        objective, found = Objective(m, stats), []
+        m, found = objective.map, []
         for size in sizes:
             with seeded(0, m.weight.device):
                 layer = self.build(m, size, seed=0)
-            self.fit_(layer, m, stats)
+            self.fit_(layer, objective)
             found.append(objective.error(objective.w - self.weight(layer, m)))
         return found
