@@ -1,5 +1,6 @@
 """What a training run tells: its progress while it runs, and its history afterwards."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +63,12 @@ class History:
         ax.plot(range(1, len(self.losses) + 1), self.losses, color="0.8", label="loss of a step")
         ax.plot(ends, [e["loss"] for e in self.epochs], "o-", color="C0", label="loss of an epoch")
         ax.set(xlabel="step", ylabel="training loss")
-        names = [n for n in (self.epochs[-1] if self.epochs else {}) if n.startswith("val_")]
+        names = sorted({n for epoch in self.epochs for n in epoch if n.startswith("val_")})
         if names:
             right = ax.twinx()
             right.set_ylabel(", ".join(names))
             for color, name in enumerate(names, start=1):
-                values = [e[name] for e in self.epochs]
+                values = [e.get(name, math.nan) for e in self.epochs]
                 right.plot(ends, values, "s--", color=f"C{color}", label=name)
             right.legend(loc="center right")
         ax.legend(loc="upper center")
@@ -76,7 +77,7 @@ class History:
 class Diverged(FloatingPointError):
     """The loss or the weights became infinite or NaN, and the run stopped.
 
-    The model has the weights it had when that epoch began.
+    The model has the weights with which that epoch began or was resumed.
 
     Attributes:
         step: the step of the run at which it was seen, from 1.
@@ -86,7 +87,7 @@ class Diverged(FloatingPointError):
 
     def __init__(self, what: str, *, step: int, lr: float, history: History) -> None:
         super().__init__(
-            f"{what} at step {step}, learning rate {lr:g}; the model is back at the weights with "
-            f"which epoch {len(history.epochs) + 1} began: a lower lr or clip may help"
+            f"{what} at step {step}, learning rate {lr:g}; the model has the weights with which "
+            f"epoch {len(history.epochs) + 1} began or was resumed; a lower lr or clip may help"
         )
         self.step, self.lr, self.history = step, lr, history

@@ -45,8 +45,8 @@ def train(
     afterwards as before.
 
     Args:
-        model: its trainable parameters and its buffers change. It stays on its device, to which
-            the batches are moved.
+        model: its trainable parameters and its buffers change, with all its modules in training
+            mode. It stays on its device, to which the batches are moved.
         loader: batches as in `bozzetto.batches`, to be iterated once an epoch. The order is the
             loader's own affair; see `Recipe.seed` and `Randomness`.
         recipe: how.
@@ -170,7 +170,7 @@ class _Loop:
             write_checkpoint(self.checkpoint, {**self.run.state(), "random": self.random.state()})
 
     def _epoch(self) -> None:
-        run, safe = self.run, self.run.weights()
+        run, safe = self.run, self.run.weights()  # one copy of the model, to fall back on
         try:
             self._steps()
             run.check_weights()

@@ -143,8 +143,8 @@ class Run:
                 raise CheckpointMismatch(
                     f"the checkpoint is of another {name}: {_difference(there, here)}"
                 )
+        self.optimizer.load_state_dict(state["optimizer"])  # first, as a wrapper may refuse it
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average = to(state["average"], device_of(self.model))
         self.epoch, self.step = state["place"]

@@ -1,0 +1,146 @@
+"""Runs of a traced model under many fault patterns at once, its healthy prefix run only once."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bozzetto.analysis.crash.activations import MODULES, NoSoundBound, activation
+from bozzetto.analysis.crash.network import call_names, trace
+
+Fault = Callable[[Tensor], Tensor]  # (patterns, b, *s) -> the same
+
+
+class FaultySites:
+    """A model in evaluation mode (a copy) with names for the places where it can fail."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        """Trace the model and see that it takes its batch first.
+
+        Args:
+            model: of one input tensor and one output tensor.
+            x: inputs, (b, *s).
+
+        Raises:
+            TypeError: when it cannot be traced, or rows of its output depend on other rows.
+        """
+        twin = copy.deepcopy(model).eval()
+        for module in twin.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False  # type: ignore[assignment]
+        self.graph = trace(twin)
+        nodes = self.graph.graph.nodes
+        self.live = _live(nodes)
+        self.nodes = {n: node for node, n in call_names(self.graph).items() if node in self.live}
+        self.final = next(node.args[0] for node in nodes if node.op == "output")
+        firing = activation_nodes(self.graph)
+        self.default = [name for name, node in self.nodes.items() if node in firing]
+        self.whole = True  # until it is known that every call gives a tensor
+        with torch.no_grad():
+            self.whole = not self._only_tensors(x[:2])
+            self._check(x[:2], twin)
+
+    def _only_tensors(self, x: Tensor) -> bool:
+        run = _Patterns(self, 1, {})
+        run.run(x)
+        return all(isinstance(run.env[node], Tensor) for node in self.live if node in run.env)
+
+    def _check(self, x: Tensor, twin: nn.Module) -> None:
+        expected = twin(x)
+        if not isinstance(expected, Tensor):
+            raise TypeError(f"crash needs a model that returns one tensor; got {type(expected)}")
+        found = self.run(x, 2, {name: lambda value: value for name in self.default})
+        if (found - expected).abs().max() > 1e-3 * (1 + expected.abs().max()):
+            raise TypeError("crash needs a model whose tensors all have the batch first")
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """The names, in the network's order.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        wanted = set(names)
+        if unknown := sorted(wanted - set(self.nodes)):
+            raise ValueError(f"no layers named {unknown}; the network has {list(self.nodes)}")
+        return [name for name in self.nodes if name in wanted]
+
+    def run(self, x: Tensor, patterns: int, faults: Mapping[str, Fault]) -> Tensor:
+        """Outputs (patterns, b, *out) for inputs x (b, *s) under faults by site."""
+        by_node = {self.nodes[name]: fault for name, fault in faults.items()}
+        return _Patterns(self, patterns, by_node).outputs(x)
+
+    def values(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The healthy values (b, *s) at the named calls."""
+        run = _Patterns(self, 1, {})
+        run.run(x)
+        return {name: run.env[self.nodes[name]] for name in names}
+
+
+def activation_nodes(graph: fx.GraphModule) -> list[fx.Node]:
+    """The calls that are activations and not the output."""
+    nodes = graph.graph.nodes
+    final = next(node.args[0] for node in nodes if node.op == "output")
+    return [node for node in nodes if node is not final and _fires(graph, node)]
+
+
+def _fires(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is an activation."""
+    if node.op != "call_module":
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return node.op.startswith("call_") and name in MODULES
+    try:
+        activation(graph.get_submodule(str(node.target)))
+    except NoSoundBound:
+        return False
+    return True
+
+
+def _live(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The calls and inputs that depend on the input."""
+    live: set[fx.Node] = set()
+    for node in nodes:
+        fed = any(source in live for source in node.all_input_nodes)
+        if node.op == "placeholder" or (fed and node.op != "output"):
+            live.add(node)
+    return live
+
+
+class _Patterns(fx.Interpreter):
+    """Repeats the batch for every pattern, from the first faulty call on where it can."""
+
+    def __init__(self, model: FaultySites, patterns: int, faults: Mapping[fx.Node, Fault]) -> None:
+        super().__init__(model.graph, garbage_collect_values=False)
+        self.model, self.patterns, self.faults = model, patterns, faults
+        self.spread: set[fx.Node] = set()
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(patterns, b, *out)."""
+        value = self.run(x)
+        if self.model.final in self.spread:
+            return value.unflatten(0, (self.patterns, len(x)))
+        return value.expand(self.patterns, *value.shape)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run on the rows there are, then disturb."""
+        sources = [source for source in n.all_input_nodes if source in self.model.live]
+        if self.spread.intersection(sources):
+            for source in sources:
+                self.env[source] = self._repeated(source, self.env[source])
+            self.spread.add(n)
+        value = super().run_node(n)
+        fault = self.faults.get(n)
+        if fault is None and not (n.op == "placeholder" and self.model.whole):
+            return value
+        value = self._repeated(n, value)
+        return (
+            value if fault is None else fault(value.unflatten(0, (self.patterns, -1))).flatten(0, 1)
+        )
+
+    def _repeated(self, node: fx.Node, value: Tensor) -> Tensor:
+        """A node's rows once for every pattern."""
+        if node in self.spread:
+            return value
+        self.spread.add(node)
+        return value.repeat(self.patterns, *[1] * (value.ndim - 1))
