@@ -1,10 +1,11 @@
 """Bozzetto: design a smaller network that approximates a given one, and know what that costs."""
 
 from bozzetto import nn
+from bozzetto.budget import Budget
 from bozzetto.compress import compress, rebuild, sketch
 from bozzetto.expand import expand
 from bozzetto.io import load, save
-from bozzetto.plan import Budget, Plan, plan
+from bozzetto.plan import Plan, plan
 from bozzetto.stats import Stats, collect
 from bozzetto.train import Recipe, evaluate, train
 

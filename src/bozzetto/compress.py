@@ -1,18 +1,19 @@
 """The main job: `compress` a trained model, `sketch` one to train, `rebuild` a plan's network."""
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any, cast
 
 from torch import nn
 
+from bozzetto.budget import Budget
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import derive_seed, seeded
 from bozzetto.methods import Method, Objective, make_method
 from bozzetto.ops import Lookup
-from bozzetto.plan import Budget, Choice, Plan, plan
+from bozzetto.plan import Choice, Plan, plan
 from bozzetto.prices import count_params
+from bozzetto.refit import refit_
 from bozzetto.sites import Site, find_sites, lookup_twin, replace_module_, users
 from bozzetto.stats import Loss, Stats, collect
 
@@ -31,7 +32,8 @@ def compress(
     Args:
         model: the target; never changed.
         keep: fraction of the trained values to keep, or a `Budget`.
-        calibration: batches (see `bozzetto.batches`), labelled or not; one pass.
+        calibration: batches (see `bozzetto.batches`), labelled or not; kept in memory while layers
+            are fitted one after the other.
         methods: "auto", names of methods, or {name: options}.
         loss: (output, target) -> scalar; see `collect`.
         seed: of random sketches.
@@ -42,14 +44,13 @@ def compress(
         Unreachable: for a budget that no plan meets.
     """
     budget = Budget.of(keep)
-    batches = iter(calibration)
-    try:
-        first = next(batches)
-    except StopIteration:
-        raise ValueError("calibration needs at least one batch; got none") from None
-    stats = collect(model, chain([first], batches), loss=loss)
-    made = plan(model, stats, budget, methods=methods, batch=first, seed=seed)
-    return rebuild(model, made, stats), made
+    batches = list(calibration)
+    if not batches:
+        raise ValueError("calibration needs at least one batch; got none")
+    stats = collect(model, batches, loss=loss)
+    made = plan(model, stats, budget, methods=methods, batch=batches[0], seed=seed)
+    small = rebuild(model, made, stats)
+    return refit_(small, model, made, stats, batches), made
 
 
 def sketch(
@@ -128,7 +129,7 @@ def _uniform_plan(model: nn.Module, keep: float, options: dict[str, Any], seed: 
         return {p: max(1, method.most(s.map, fraction)) for p, s in usable.items()}
 
     def values(found: Mapping[str, int]) -> int:
-        return sum(method.unit(usable[p].map) * k for p, k in found.items())
+        return sum(method.values(usable[p].map, k) for p, k in found.items())
 
     if values(sizes(0.0)) > limit:
         least = (keep * total - limit + values(sizes(0.0))) / total
@@ -148,5 +149,5 @@ def _fresh_choice(
     site: Site, size: int, method: Method, options: dict[str, Any], seed: int
 ) -> Choice:
     bias = 0 if site.map.bias is None else site.map.bias.numel()
-    params = method.unit(site.map) * size + bias
+    params = method.values(site.map, size) + bias
     return Choice("sketched", size, derive_seed(seed, site.path), params, options=options)

@@ -62,6 +62,6 @@ def _expand(
         if child is not None:
             module._modules[name] = _expand(child, f"{path}{name}.", needed, uses, done)
     tied = any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
-    wanted = needed is None or any(other.startswith(path) for other in needed)
+    wanted = needed is None or any(f"{other}.".startswith(path) for other in needed)
     done[key] = module if tied or not wanted else expand_one(module)
     return done[key]

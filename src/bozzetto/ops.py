@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bozzetto.nn import layers
+from bozzetto.nn import convs, layers
 from bozzetto.nn.sketched import Sketched
 
 CONVS: dict[tuple[int, bool], type[nn.Module]] = {
@@ -20,7 +20,7 @@ CONVS: dict[tuple[int, bool], type[nn.Module]] = {
     (2, True): nn.ConvTranspose2d,
     (3, True): nn.ConvTranspose3d,
 }
-SKETCHED_CONVS = {kind: getattr(layers, f"Sketch{c.__name__}") for kind, c in CONVS.items()}
+SKETCHED_CONVS = {kind: getattr(convs, f"Sketch{c.__name__}") for kind, c in CONVS.items()}
 
 
 class Op(ABC):

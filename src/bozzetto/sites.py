@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap, NotLinear, linear_map
-from bozzetto.nn.parts import Down, Sum, Up
-from bozzetto.ops import Dense, Lookup
+from bozzetto.nn.parts import Down, Hashed, Sum, Up
+from bozzetto.ops import CONVS, Dense, Lookup
+
+KNOWN = (nn.Linear, nn.Embedding, *CONVS.values())
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ def find_sites(model: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
             found = linear_map(module)
             by_weight[id(module._parameters["weight"])].append((paths[key], found))
         except NotLinear as reason:
-            own = module.parameters(recurse=False)
-            if any(p.ndim > 1 for p in own):
-                reasons[paths[key][0]] = str(reason)
+            path, own = paths[key][0], module.parameters(recurse=False)
+            inside = any(path.startswith(f"{other}.") for other in reasons)
+            if not inside and (isinstance(module, KNOWN) or any(p.ndim > 1 for p in own)):
+                reasons[path] = str(reason)
     held = Counter(id(p) for m in modules.values() for p in m._parameters.values())
     sites: dict[str, Site] = {}
     for weight, uses in by_weight.items():
@@ -114,6 +117,11 @@ def _(layer: nn.Linear, padding_idx: int | None) -> nn.Module:
 @lookup_twin.register
 def _(layer: nn.Sequential, padding_idx: int | None) -> nn.Module:
     first, last = layer
+    if isinstance(last, Up):  # its rows are U's: look them up in the core
+        table = cast(nn.Parameter, first.weight)
+        twin = Hashed(last.sketch, table, padding_idx, last.scale)
+        twin.weight = table
+        return twin
     return nn.Sequential(lookup_twin(last, padding_idx), transpose(first))
 
 

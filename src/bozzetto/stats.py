@@ -58,7 +58,7 @@ class _Meter:
             self.moment = self.moment + torch.bincount(x.flatten(), minlength=self.vocabulary)
             self.positions += x.numel()
             return
-        for part in _chunks(x, self.op):
+        for part in chunks(x, self.op):
             rows = self.op.patches(part)  # (g, b, d)
             self.moment = self.moment + (rows.mT @ rows).double()
             self.mean = self.mean + rows.sum(1).double()
@@ -88,7 +88,7 @@ def _single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _chunks(x: Tensor, op: Op) -> Iterator[Tensor]:
+def chunks(x: Tensor, op: Op) -> Iterator[Tensor]:
     """The input in pieces whose patches fit in memory."""
     x = _single(x.detach())
     taps = getattr(op, "taps", ())

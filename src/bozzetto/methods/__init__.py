@@ -3,11 +3,26 @@
 from bozzetto.methods.lowrank import LowRank
 from bozzetto.methods.method import Method, Objective
 from bozzetto.methods.sketched import SketchedMethod
+from bozzetto.methods.tucker import Tucker
 
-__all__ = ["AUTO", "METHODS", "LowRank", "Method", "Objective", "SketchedMethod", "make_method"]
+__all__ = [
+    "AUTO",
+    "METHODS",
+    "LowRank",
+    "Method",
+    "Objective",
+    "SketchedMethod",
+    "Tucker",
+    "make_method",
+]
 
-METHODS: dict[str, type[Method]] = {"lowrank": LowRank, "sketched": SketchedMethod}
-AUTO = ("lowrank",)  # random directions never beat the data's own on a trained layer (sketching §4)
+METHODS: dict[str, type[Method]] = {
+    "lowrank": LowRank,
+    "sketched": SketchedMethod,
+    "tucker": Tucker,
+}
+# Random directions never beat the data's own on a trained layer: `sketched` is for asking.
+AUTO = ("lowrank", "tucker")
 
 
 def make_method(name: str, options: dict[str, object] | None = None) -> Method:

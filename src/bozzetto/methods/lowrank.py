@@ -20,9 +20,9 @@ class LowRank(Method):
     in the whitened metric): the dropped squared singular values are the error.
     """
 
-    def unit(self, m: LinearMap) -> int:
-        """M + d a group."""
-        return sum(m.block) * m.op.groups
+    def values(self, m: LinearMap, size: int) -> int:
+        """r(m + d) a group."""
+        return size * sum(m.block) * m.op.groups
 
     def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
         """Sequential(layer n → r, pointwise r → m)."""
@@ -40,8 +40,7 @@ class LowRank(Method):
         root = s[:, :rank].sqrt()
         write_weight_(first, objective.unwhiten_input(root.unsqueeze(-1) * vh[:, :rank]))
         write_weight_(second, objective.unwhiten_output(u[:, :, :rank] * root.unsqueeze(-2)))
-        bias = cast(nn.Parameter | None, second.bias)
-        objective.shift_bias_(bias, self.weight(layer, objective.map))
+        objective.shift_bias_(self.bias(layer), self.weight(layer, objective.map))
 
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """B A."""

@@ -1,9 +1,11 @@
 """The contract of a method: a way to write a linear map with fewer numbers."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +42,14 @@ class Objective:
         c = self.stats.moment
         if self.map.bias is not None and self.stats.mean is not None:
             c = c - self.stats.mean.unsqueeze(-1) * self.stats.mean.unsqueeze(-2)
-        return _damped(c, INPUT_DAMPING)
+        return damped(c, INPUT_DAMPING)
 
     @cached_property
     def gradient(self) -> Tensor | None:
         """G: (g, m, m); None is the identity."""
         if self.stats is None or self.stats.gradient is None:
             return None
-        return _damped(self.stats.gradient, OUTPUT_DAMPING)
+        return damped(self.stats.gradient, OUTPUT_DAMPING)
 
     @cached_property
     def input_root(self) -> Tensor | None:
@@ -96,7 +98,7 @@ class Objective:
         return self.error(self.w)
 
     def shift_bias_(self, target: nn.Parameter | None, weight: Tensor) -> None:
-        """Set a bias to b + (W − Ŵ)μ, for the applied weight Ŵ (g, m, d)."""
+        """Set a layer's bias to b + (W − Ŵ)μ, for the applied weight Ŵ (g, m, d)."""
         if target is None or self.map.bias is None:
             return
         bias = self.map.bias.detach().double().cpu()
@@ -106,7 +108,8 @@ class Objective:
             target.copy_(bias)
 
 
-def _damped(a: Tensor, fraction: float) -> Tensor:
+def damped(a: Tensor, fraction: float) -> Tensor:
+    """A moment, full or diagonal, plus that fraction of its mean eigenvalue: positive definite."""
     if a.ndim == 1:
         return a + (fraction * a.mean() + 1e-30)
     mean = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
@@ -120,13 +123,14 @@ class Method(ABC):
     """
 
     @abstractmethod
-    def unit(self, m: LinearMap) -> int:
-        """Weight values that one more of `size` adds, over all groups."""
+    def values(self, m: LinearMap, size: int) -> int:
+        """Weight values at that size, over all groups; the dense number where it does not apply."""
 
     def most(self, m: LinearMap, keep: float = 1.0) -> int:
         """The largest size with fewer values than the dense weight, and at most `keep` of them."""
-        values = m.weight.numel()
-        return min(values - 1, int(keep * values)) // self.unit(m)
+        dense = m.weight.numel()
+        limit = min(dense - 1, int(keep * dense))
+        return bisect_right(range(1, dense), limit, key=lambda size: self.values(m, size))
 
     def sizes(self, m: LinearMap) -> list[int]:
         """Sizes worth considering, ascending, each with fewer values than the dense weight."""
@@ -140,13 +144,19 @@ class Method(ABC):
     def fit_(self, layer: nn.Module, objective: Objective) -> None:
         """Set the layer to approximate the objective's map."""
 
+    def bias(self, layer: nn.Module) -> nn.Parameter | None:
+        """The layer's bias: its own, or that of its last part."""
+        while isinstance(layer, nn.Sequential):
+            layer = layer[-1]
+        return cast(nn.Parameter | None, layer.bias)
+
     @abstractmethod
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """The dense weight that the layer applies, (g, m, d), float64 on the CPU."""
 
     @abstractmethod
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
-        """The objective that `fit_` reaches at every size."""
+        """The objective that `fit_` reaches at every size, or a little more."""
 
 
 def spread_sizes(most: int, count: int = 24) -> list[int]:

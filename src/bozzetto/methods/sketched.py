@@ -25,11 +25,11 @@ class SketchedMethod(Method):
         """A look-up keeps its vocabulary: hashing a trained table only adds noise."""
         return "out" if isinstance(m.op, Lookup) else self.sides
 
-    def unit(self, m: LinearMap) -> int:
-        """What one more row of every sketch adds to the cores."""
+    def values(self, m: LinearMap, size: int) -> int:
+        """Of all cores."""
         taps = tuple(m.weight.shape[2:])
         shape = Shape(m.weight.shape[1], m.block[0], m.op.groups, taps, m.op.dim)
-        return kept_values(shape, 1, self.terms, self._sides(m)) * m.op.groups
+        return kept_values(shape, size, self.terms, self._sides(m)) * m.op.groups
 
     def sizes(self, m: LinearMap) -> list[int]:
         """Fewer than for other methods: every size is fitted to know its error."""
@@ -55,7 +55,7 @@ class SketchedMethod(Method):
         """`Sketched.fit_` in the objective's metric."""
         made = cast(Sketched, layer)
         made.fit_(objective.map.weight, moment=objective.moment, gradient=objective.gradient)
-        objective.shift_bias_(made.bias, self.weight(made, objective.map))
+        objective.shift_bias_(self.bias(layer), self.weight(made, objective.map))
 
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """The sum of the terms."""

@@ -1,15 +1,14 @@
 """Layers as sums of small trained cores behind fixed sketches."""
 
-from bozzetto.nn.layers import (
+from bozzetto.nn.convs import (
     SketchConv1d,
     SketchConv2d,
     SketchConv3d,
     SketchConvTranspose1d,
     SketchConvTranspose2d,
     SketchConvTranspose3d,
-    SketchEmbedding,
-    SketchLinear,
 )
+from bozzetto.nn.layers import SketchEmbedding, SketchLinear
 from bozzetto.nn.parts import Down, Hashed, JointDown, Sum, Up
 from bozzetto.nn.sketched import Sketched
 

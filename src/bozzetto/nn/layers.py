@@ -1,13 +1,12 @@
-"""Sketched layers under torch's names, for people who write networks by hand."""
+"""Sketched linear layers and embeddings under torch's names, for networks written by hand."""
 
-import math
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from bozzetto.nn.parts import Down, Hashed, JointDown, Up, map_order
+from bozzetto.nn.parts import Down, Hashed, Up
 from bozzetto.nn.sketched import Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
 
@@ -83,162 +82,6 @@ class SketchLinear(Sketched):
             dtype=layer.weight.dtype,
         )
         return made.fit_(layer.weight, layer.bias, moment=moment, mean=mean)
-
-
-class _SketchConv(Sketched):
-    """A convolution whose cores see k of the channels.
-
-    form="channel" sketches channels only; "joint" sketches whole input patches as the paper writes
-    it: taps times the work for practically the same variance.
-    """
-
-    conv: ClassVar[type[nn.Module]]
-    spatial: ClassVar[int]
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        k: int,
-        *,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        output_padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        terms: int = 1,
-        sides: Sides = "both",
-        family: str = "fold",
-        form: Form = "channel",
-        seed: int = 0,
-        device: Place = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype, "groups": groups}
-        geometry: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "padding_mode": padding_mode,
-        }
-        if self.transposed():
-            geometry["output_padding"] = output_padding
-        elif output_padding:
-            raise ValueError(f"output_padding belongs to transposed layers; got {output_padding}")
-        if form not in ("channel", "joint") or (form == "joint" and self.transposed()):
-            raise ValueError(f"form is 'channel', or 'joint' unless transposed; got {form!r}")
-        core = partial(self.conv, kernel_size=kernel_size, **geometry, **place)
-        taps = (kernel_size,) * self.spatial if isinstance(kernel_size, int) else kernel_size
-        n, m, dim = in_channels // groups, out_channels // groups, -1 - self.spatial
-
-        def outputs(sketch: Sketch, scale: float) -> nn.Module:
-            return nn.Sequential(
-                core(in_channels, sketch.k * groups), Up(sketch, dim, groups, scale)
-            )
-
-        def inputs(sketch: Sketch, scale: float) -> nn.Module:
-            wide = sketch.k * groups
-            if form == "joint":
-                down = JointDown(sketch, core(in_channels, wide), groups, scale)
-                return nn.Sequential(down, self.conv(wide, out_channels, 1, **place))
-            return nn.Sequential(Down(sketch, dim, groups, scale), core(wide, out_channels))
-
-        super().__init__(
-            Shape(n, m, groups, tuple(taps), dim),
-            k,
-            outputs,
-            inputs,
-            bias=bias,
-            terms=terms,
-            sides=sides,
-            family=family,
-            seed=seed,
-            wide=math.prod(taps) if form == "joint" else 1,
-        )
-
-    @classmethod
-    def transposed(cls) -> bool:
-        """Whether the cores are transposed convolutions."""
-        return cls.conv.__name__.startswith("ConvTranspose")
-
-    @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Module,
-        k: int,
-        *,
-        moment: Tensor | None = None,
-        mean: Tensor | None = None,
-        terms: int = 1,
-        sides: Sides = "both",
-        family: str = "fold",
-        form: Form = "channel",
-        seed: int = 0,
-    ) -> Self:
-        """The sketched layer fitted to a trained one (see `Sketched.fit_`)."""
-        if type(layer) is not cls.conv:
-            raise TypeError(f"{cls.__name__} is made from a {cls.conv.__name__}; got {layer!r}")
-        conv = cast(Any, layer)
-        made = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            k,
-            stride=conv.stride,
-            padding=conv.padding,
-            output_padding=conv.output_padding if cls.transposed() else 0,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            terms=terms,
-            sides=sides,
-            family=family,
-            form=form,
-            seed=seed,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-        return made.fit_(map_order(conv, conv.weight), conv.bias, moment=moment, mean=mean)
-
-
-class SketchConv1d(_SketchConv):
-    """nn.Conv1d with sketched channels: torch's arguments, then k and those of `Sketched`."""
-
-    conv, spatial = nn.Conv1d, 1
-
-
-class SketchConv2d(_SketchConv):
-    """nn.Conv2d with sketched channels: torch's arguments, then k and those of `Sketched`."""
-
-    conv, spatial = nn.Conv2d, 2
-
-
-class SketchConv3d(_SketchConv):
-    """nn.Conv3d with sketched channels: torch's arguments, then k and those of `Sketched`."""
-
-    conv, spatial = nn.Conv3d, 3
-
-
-class SketchConvTranspose1d(_SketchConv):
-    """nn.ConvTranspose1d with sketched channels."""
-
-    conv, spatial = nn.ConvTranspose1d, 1
-
-
-class SketchConvTranspose2d(_SketchConv):
-    """nn.ConvTranspose2d with sketched channels."""
-
-    conv, spatial = nn.ConvTranspose2d, 2
-
-
-class SketchConvTranspose3d(_SketchConv):
-    """nn.ConvTranspose3d with sketched channels."""
-
-    conv, spatial = nn.ConvTranspose3d, 3
 
 
 class SketchEmbedding(Sketched):

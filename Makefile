@@ -1,0 +1,66 @@
+# Each target makes .venv when it is missing and installs what it needs at the pinned versions.
+# A stock Python 3.11 with its own pip is enough. To start over: rm -rf .venv
+
+PYTHON ?= python3
+NAME ?=
+ARGS ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# $(call install,EXTRAS): the package in editable form, with these extras, at the pins.
+install = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".$(1)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench named docs build clean
+.DELETE_ON_ERROR:
+
+help: ## what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/with-core ## shrink a small trained network to a quarter and show what it costs
+	$(BIN)/bozzetto demo $(ARGS)
+
+test: $(VENV)/with-dev ## run the tests (ARGS="-k words" chooses, JOBS=4 takes more processes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
+lint: $(VENV)/with-dev ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: named $(VENV)/with-dev ## run one benchmark: NAME=cifar10-resnet20
+	$(BIN)/python benchmarks/run.py $(NAME) $(ARGS)
+
+named:
+	@test -n "$(NAME)" || { echo "make bench needs NAME=…, for example NAME=cifar10-resnet20" >&2; exit 2; }
+
+docs: $(VENV)/with-docs ## build the pages into docs/_build/html, warnings are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+
+build: $(VENV)/with-dev ## build the wheel and the source archive into dist
+	$(BIN)/python -m build
+
+clean: ## remove what the other targets made, but keep .venv
+	rm -rf build dist docs/_build bozzetto-demo .ruff_cache .hypothesis
+	find src tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Bozzetto needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=… names another")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/with-core: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,)
+	@touch $@
+
+$(VENV)/with-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,[dev$(comma)hf$(comma)data])
+	@touch $@
+
+$(VENV)/with-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,[docs])
+	@touch $@
+
+comma := ,

@@ -1,0 +1,194 @@
+"""`refit_`: every changed layer fitted again, in running order, on the inputs that it gets."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.batches import call
+from bozzetto.expand import expand
+from bozzetto.maps import LinearMap, linear_map
+from bozzetto.methods import Objective, make_method
+from bozzetto.methods.method import INPUT_DAMPING, damped
+from bozzetto.nn.parts import write_weight_
+from bozzetto.ops import Lookup, Op
+from bozzetto.plan import Plan
+from bozzetto.sites import find_sites, users
+from bozzetto.stats import Stats, chunks
+
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Progress = Callable[[int, int], None]
+
+
+class _Reached(BaseException):
+    """Stops a forward pass where nothing behind matters; never leaves this module."""
+
+
+def refit_(
+    small: nn.Module,
+    model: nn.Module,
+    plan: Plan,
+    stats: Mapping[str, Stats],
+    batches: Sequence[Any],
+    *,
+    progress: Progress = lambda done, total: None,
+) -> nn.Module:
+    """Fit the layers of a small network one after the other to the target's own outputs.
+
+    A layer's inputs differ from the target's once the layers before it have changed. With x the
+    target's patches, x̃ the small network's and W the target's weight, the layer approximates the
+    least squares map W E[x x̃ᵀ] E[x̃ x̃ᵀ]⁻¹ in the metric of E[x̃ x̃ᵀ]; a dense layer behind a changed
+    one becomes that map; batch norms there get their running statistics moved by what their inputs
+    moved.
+
+    Args:
+        small: from `rebuild` with the same stats; changed in place and returned.
+        model: the target; not changed.
+        plan: of the small network.
+        stats: of the target, for the weight of output errors.
+        batches: the calibration batches, passed over once a layer.
+        progress: called with (layers done, layers in all).
+    """
+    target, flags = expand(model).eval(), [(m, m.training) for m in small.modules()]
+    order = _order(target, plan, batches[0])
+    small.eval()
+    try:
+        with torch.no_grad():
+            for done, path in enumerate(order):
+                progress(done, len(order))
+                if isinstance(target.get_submodule(path), BatchNorm):
+                    _move_statistics_(small, target, path, batches)
+                else:
+                    _refit_layer_(small, target, path, plan, stats[path], batches)
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    progress(len(order), len(order))
+    return small
+
+
+def _order(target: nn.Module, plan: Plan, batch: Any) -> list[str]:
+    """Linear layers and batch norms, as they run, from the first changed layer on.
+
+    Look-ups see the same indices in both networks and layers of tied weights serve two places;
+    both keep their first fit.
+    """
+    paths: list[str] = []
+
+    def note(path: str) -> Callable[..., None]:
+        def add(*_: Any) -> None:
+            if path not in paths:
+                paths.append(path)
+
+        return add
+
+    sites, _ = find_sites(target)
+    linear = {p for p, s in sites.items() if not users(s) and not isinstance(s.map.op, Lookup)}
+    with _hooks() as add:
+        for path, module in target.named_modules():
+            norm = isinstance(module, BatchNorm) and module.running_mean is not None
+            if path in linear or norm:
+                add(module, note(path))
+        with torch.no_grad():
+            call(target, batch)
+    first = next((i for i, path in enumerate(paths) if path in plan.choices), len(paths))
+    return paths[first:]
+
+
+@contextmanager
+def _hooks() -> Iterator[Callable[[nn.Module, Callable[..., Any]], None]]:
+    handles: list[Any] = []
+    try:
+        yield lambda module, hook: handles.append(module.register_forward_pre_hook(hook))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _inputs(model: nn.Module, path: str, batch: Any, calls: int) -> list[Tensor]:
+    """What the module at a path gets in its first `calls` calls on a batch."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        if len(seen) == calls:
+            raise _Reached
+
+    with _hooks() as add:
+        add(model.get_submodule(path), keep)
+        with suppress(_Reached):
+            call(model, batch)
+    return seen
+
+
+def _pairs(
+    small: nn.Module, target: nn.Module, path: str, batches: Sequence[Any], calls: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The inputs at a path, (of the target, of the small network), call by call."""
+    for batch in batches:
+        ours, theirs = (_inputs(net, path, batch, calls) for net in (small, target))
+        yield from zip(theirs, ours, strict=True)
+
+
+def _refit_layer_(
+    small: nn.Module, target: nn.Module, path: str, plan: Plan, known: Stats, batches: Sequence[Any]
+) -> None:
+    m = linear_map(target.get_submodule(path))
+    pairs = _pairs(small, target, path, batches, len(known.shapes))
+    moment, cross, ours, theirs = _joint_moments(m.op, pairs)
+    if m.bias is not None:
+        moment = moment - ours.unsqueeze(-1) * ours.unsqueeze(-2)
+        cross = cross - theirs.unsqueeze(-1) * ours.unsqueeze(-2)
+    steady = damped(moment, INPUT_DAMPING)
+    # The damping stands for inputs that both networks see alike, so it is added to both moments.
+    best = torch.linalg.solve(steady, (m.matrix() @ (cross + steady - moment)).mT).mT
+    layer, applied = small.get_submodule(path), best
+    bias = cast(nn.Parameter | None, getattr(layer, "bias", None))
+    if path in plan.choices:
+        choice = plan.choices[path]
+        method = make_method(choice.method, choice.options)
+        goal = LinearMap(best.reshape(m.weight.shape).to(m.weight), m.bias, m.op)
+        method.fit_(layer, Objective(goal, replace(known, moment=moment, mean=None)))
+        applied, bias = method.weight(layer, m), method.bias(layer)
+    else:
+        write_weight_(layer, best)
+    if m.bias is not None and bias is not None:
+        shift = m.matrix() @ theirs.unsqueeze(-1) - applied @ ours.unsqueeze(-1)
+        bias.copy_(m.bias.detach().double().cpu() + shift.flatten())
+
+
+def _joint_moments(
+    op: Op, pairs: Iterator[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """E[x̃ x̃ᵀ], E[x x̃ᵀ], E[x̃] and E[x] over all positions; float64 on the CPU."""
+    sums: list[Tensor | float] = [0.0, 0.0, 0.0, 0.0]
+    count = 0
+    for theirs, ours in pairs:
+        for x, y in zip(chunks(theirs, op), chunks(ours, op), strict=True):
+            x, y = op.patches(x), op.patches(y)
+            parts = (y.mT @ y, x.mT @ y, y.sum(1), x.sum(1))
+            sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
+            count += x.shape[1]
+    moment, cross, ours, theirs = (torch.as_tensor(total).cpu() / count for total in sums)
+    return moment, cross, ours, theirs
+
+
+def _move_statistics_(
+    small: nn.Module, target: nn.Module, path: str, batches: Sequence[Any]
+) -> None:
+    """Move a batch norm's running mean and variance by the change of its inputs' own."""
+    sums, count = torch.zeros(0), 0
+    for theirs, ours in _pairs(small, target, path, batches, 1):
+        rows = [x.movedim(1, -1).flatten(0, -2).double() for x in (ours, theirs)]
+        part = torch.stack([torch.stack([r.sum(0), r.square().sum(0)]) for r in rows])
+        sums = part if not count else sums + part
+        count += len(rows[0])
+    (mean, square), (old_mean, old_square) = sums / count
+    norm: Any = small.get_submodule(path)
+    scale = (square - mean**2) / (old_square - old_mean**2).clamp_min(1e-30)
+    moved = torch.where(old_square - old_mean**2 > 1e-12, scale, 1.0)
+    norm.running_mean.add_((mean - old_mean).to(norm.running_mean))
+    norm.running_var.mul_(moved.to(norm.running_var))

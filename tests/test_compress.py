@@ -1,0 +1,234 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import bozzetto as bz
+from bozzetto.knapsack import Unreachable
+from networks import NETWORKS
+
+Network = tuple[nn.Module, Tensor]
+
+
+def values(model: nn.Module) -> int:
+    return sum({id(p): p.numel() for p in model.parameters()}.values())
+
+
+def state(model: nn.Module) -> list[object]:
+    tensors = [(name, value.clone()) for name, value in model.state_dict().items()]
+    flags = [(m.training, len(m._forward_hooks)) for m in model.modules()]
+    grads = [(p.requires_grad, p.grad) for p in model.parameters()]
+    return [tensors, flags, grads, torch.get_rng_state().tolist()]
+
+
+def assert_same(before: list[object], after: list[object]) -> None:
+    for (name, old), (other, new) in zip(before[0], after[0], strict=True):  # pyright: ignore
+        assert name == other
+        torch.testing.assert_close(new, old, rtol=0, atol=0)
+    assert before[1:] == after[1:]
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def test_the_delivered_network_meets_the_budget_as_counted_on_itself(network: Network) -> None:
+    model, x = network
+    small, plan = bz.compress(model, 0.7, [x])
+    assert values(small) <= 0.7 * values(model)
+    assert plan.small["params"] == values(small)
+    assert outputs(small, x).shape == outputs(model, x).shape
+
+
+def test_a_bound_on_multiply_adds_is_met_as_counted_on_the_delivered_network() -> None:
+    model, x = NETWORKS["cnn"]()
+    model.eval()
+    small, _ = bz.compress(model, bz.Budget(flops=0.6), [x])
+    counts = []
+    for net in (model, small):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(x)
+        counts.append(counter.get_total_flops())
+    assert counts[1] <= 0.6 * counts[0]
+
+
+def test_more_values_make_a_better_approximation(network: Network) -> None:
+    model, x = network
+    errors = []
+    for keep in (0.6, 0.95):
+        small, _ = bz.compress(model, keep, [x])
+        errors.append((outputs(small, x) - outputs(model, x)).norm().item())
+    assert errors[1] < errors[0]
+
+
+def test_keeping_all_changes_nothing(network: Network) -> None:
+    model, x = network
+    small, plan = bz.compress(model, 1.0, [x])
+    assert not plan.choices
+    torch.testing.assert_close(outputs(small, x), outputs(model, x))
+
+
+def test_the_users_model_is_never_changed(network: Network) -> None:
+    model, x = network
+    model.train()
+    before = state(model)
+    bz.compress(model, 0.8, [x])
+    bz.sketch(model, 0.8)
+    assert_same(before, state(model))
+
+
+def test_the_users_model_is_unchanged_when_calibration_fails_midway() -> None:
+    model, x = NETWORKS["mlp"]()
+    before = state(model)
+    with pytest.raises(RuntimeError):
+        bz.compress(model, 0.5, [x, x[:, :3]])
+    assert_same(before, state(model))
+
+
+def test_refitting_on_the_real_inputs_helps() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(48, 48), nn.ReLU()) for _ in range(6)))
+    x = torch.randn(400, 48)
+    stats = bz.collect(model, [x])
+    plan = bz.plan(model, stats, bz.Budget(params=0.4))
+    alone = bz.rebuild(model, plan, stats)
+    small, same = bz.compress(model, 0.4, [x])
+    assert same.choices == plan.choices
+    want = outputs(model, x)
+    assert (outputs(small, x) - want).norm() < (outputs(alone, x) - want).norm()
+
+
+def test_tied_weights_stay_tied_and_count_once() -> None:
+    model, x = NETWORKS["language_model"]()
+    small, plan = bz.compress(model, 0.5, [x], methods="lowrank")
+    assert plan.tied == {"embedding": "head"}
+    assert values(small) <= 0.5 * values(model)
+    table = small.get_submodule("embedding.0").weight
+    assert table is small.get_submodule("head.1").weight
+
+
+def test_a_module_at_two_paths_stays_one() -> None:
+    model, x = NETWORKS["shared"]()
+    small, _ = bz.compress(model, 0.6, [x])
+    assert small.get_submodule("first") is small.get_submodule("second")
+
+
+def test_what_stays_dense_is_in_the_plan_with_its_reason() -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    model = nn.Sequential(nn.Linear(32, 64), Odd(64, 64), nn.Linear(64, 2))
+    model.append(nn.utils.parametrizations.weight_norm(nn.Linear(2, 40)))
+    _, plan = bz.compress(model, 0.8, [torch.randn(20, 32)])
+    assert "forward of its own" in plan.dense["1"]
+    assert "computed" in plan.dense["3"]
+
+
+def test_a_layer_that_calibration_never_reaches_stays_dense_and_says_so() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    _, plan = bz.compress(Skips(), 0.8, [torch.randn(20, 32)])
+    assert "no calibration batch reached it" in plan.dense["unused"]
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.5, float("nan"), True and 2])
+def test_keep_outside_its_range_is_refused(keep: float) -> None:
+    model, x = NETWORKS["mlp"]()
+    with pytest.raises(ValueError, match=r"keep is a fraction in \(0, 1\]; got"):
+        bz.compress(model, keep, [x])
+
+
+def test_a_budget_no_plan_meets_says_the_smallest_reachable() -> None:
+    model, x = NETWORKS["mlp"]()
+    with pytest.raises(Unreachable, match=r"smallest reachable is 0\.\d+"):
+        bz.compress(model, 0.001, [x])
+    with pytest.raises(Unreachable, match=r"the smallest is 0\.\d+"):
+        bz.sketch(model, 0.001)
+
+
+def test_a_model_without_layers_to_compress_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to compress"):
+        bz.compress(nn.Sequential(nn.ReLU()), 0.5, [torch.randn(3, 4)])
+
+
+def test_empty_calibration_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one batch; got none"):
+        bz.compress(NETWORKS["mlp"]()[0], 0.5, [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_calibration_that_is_not_finite_names_batch_and_layer(bad: float) -> None:
+    model, x = NETWORKS["mlp"]()
+    worse = x.clone()
+    worse[3, 4] = bad
+    with pytest.raises(ValueError, match="in batch 2 the input of layer '0' has NaN or infinity"):
+        bz.compress(model, 0.5, [x, worse])
+
+
+def test_a_sketched_network_keeps_what_was_asked_and_trains() -> None:
+    model, x = NETWORKS["cnn"]()
+    small, plan = bz.sketch(model, 0.5, seed=3)
+    assert values(small) <= 0.5 * values(model)
+    assert plan.small["params"] == values(small)
+    small(x).square().mean().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_a_plan_rebuilds_bit_for_bit(network: Network) -> None:
+    model, x = network
+    first, plan = bz.sketch(model, 0.9, seed=1)
+    again = bz.rebuild(model, bz.Plan.from_json(plan.to_json()))
+    torch.testing.assert_close(outputs(again, x), outputs(first, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_floating_types_keep_theirs(dtype: torch.dtype) -> None:
+    model, x = NETWORKS["mlp"]()
+    small, _ = bz.compress(model.to(dtype), 0.6, [x.to(dtype)])
+    assert {p.dtype for p in small.parameters()} == {dtype}
+
+
+def test_the_small_network_exports_and_compiles() -> None:
+    model, x = NETWORKS["cnn"]()
+    for small in (bz.compress(model.eval(), 0.7, [x])[0], bz.sketch(model.eval(), 0.7)[0]):
+        want = outputs(small.eval(), x)
+        torch.testing.assert_close(torch.export.export(small, (x,)).module()(x), want)
+        compiled = torch.compile(small, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), want)
+
+
+def test_a_saved_network_comes_back_bit_for_bit(network: Network, tmp_path: Path) -> None:
+    model, x = network
+    small, plan = bz.compress(model, 0.8, [x])
+    bz.save(tmp_path / "out", small, plan)
+    back = bz.load(tmp_path / "out", copy.deepcopy(model))
+    torch.testing.assert_close(outputs(back, x), outputs(small, x), rtol=0, atol=0)
+    assert values(back) == values(small)
+
+
+def test_another_process_computes_the_same(tmp_path: Path) -> None:
+    model, x = NETWORKS["cnn"]()
+    small, plan = bz.sketch(model.eval(), 0.6, seed=5)
+    bz.save(tmp_path / "out", small, plan)
+    torch.save((model.state_dict(), x), tmp_path / "given.pt")
+    code = (
+        "import sys, torch, bozzetto as bz; from networks import NETWORKS\n"
+        f"state, x = torch.load({str(tmp_path / 'given.pt')!r})\n"
+        f"model = NETWORKS['cnn']()[0]; small = bz.load({str(tmp_path / 'out')!r}, model)\n"
+        f"torch.save(small(x).detach(), {str(tmp_path / 'got.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+    got = torch.load(tmp_path / "got.pt")
+    torch.testing.assert_close(got, outputs(small.eval(), x), rtol=0, atol=0)

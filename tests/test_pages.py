@@ -1,0 +1,129 @@
+"""The pages tell the truth: their Python runs, and their numbers come from the results.
+
+A number that was measured stands behind a comment that says where it comes from,
+
+    <!-- n:cifar10-resnet20.json:rows.0.accuracy:.1% -->91.7%
+
+that is: file in benchmarks/results, path in it (keys and indices joined by points), format. In a
+table of the README every cell that is a plain number has such a comment.
+"""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+NUMBER = r"[-+−]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?%?"
+MARKED = re.compile(rf"<!-- n:(\S+?\.json):(\S+):(\S*) -->({NUMBER})?")
+PLAIN_CELL = re.compile(rf"\W*{NUMBER}\s*(?:[×%]|[kKMG]?B|[mµ]?s|dB|points?)?\W*")
+FENCE = re.compile(
+    r"^[ \t]*(```|~~~)[ \t]*(?:py|python)\b([^\n]*)\n(.*?)^[ \t]*\1", re.MULTILINE | re.DOTALL
+)
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def read(page: Path) -> str:
+    if not page.exists():
+        pytest.skip(f"there is no {page.name}")
+    return page.read_text()
+
+
+def python_blocks(text: str) -> list[tuple[str, str]]:
+    """(what stands behind ```python, the code on the lines it has in the page) for each block."""
+    return [
+        (match[2].strip(), "\n" * text.count("\n", 0, match.start(3)) + textwrap.dedent(match[3]))
+        for match in FENCE.finditer(text)
+    ]
+
+
+def run_blocks(text: str, name: str) -> None:
+    space: dict[str, object] = {"__name__": "__main__"}
+    for options, code in python_blocks(text):
+        assert not options, f"{name}: every block runs, so ```python takes no option: {options}"
+        exec(compile(code, name, "exec"), space)
+
+
+def wrong_numbers(text: str, results: Path) -> list[str]:
+    """Marked numbers that differ from the result they name."""
+    found = MARKED.findall(text)
+    wrong = ["a comment is not n:FILE:PATH:FORMAT"] if len(found) < text.count("<!-- n") else []
+    for file, path, form, printed in found:
+        value = json.loads((results / file).read_text())
+        for step in path.split("."):
+            value = value[int(step)] if isinstance(value, list) else value[step]
+        measured = format(value, form)
+        if printed.replace("−", "-") != measured:
+            wrong.append(f"{file}:{path}: the page says {printed!r}, the result {measured!r}")
+    return wrong
+
+
+def unmarked_cells(text: str) -> list[str]:
+    """Cells of tables that are plain numbers and do not say where they come from."""
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [cell for row in rows for cell in row if PLAIN_CELL.fullmatch(MARKED.sub("", cell))]
+
+
+@every_page
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    with torch.random.fork_rng():
+        run_blocks(read(page), page.name)
+
+
+def test_the_readme_shows_some_python():
+    assert python_blocks(read(README))
+
+
+def test_code_that_fails_is_seen_with_its_line():
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_blocks("words\n```python\nx = 0\n```\n\n```python\n1 / x\n```\n", "page.md")
+    assert caught.traceback[-1].lineno == 6  # counted from 0
+
+
+def test_a_block_that_asks_not_to_be_run_is_refused():
+    with pytest.raises(AssertionError, match="notest"):
+        run_blocks("```python notest\n1 / 0\n```\n", "page.md")
+
+
+@every_page
+def test_the_numbers_of_a_page_come_from_the_results(page: Path):
+    assert wrong_numbers(read(page), RESULTS) == []
+
+
+def test_the_tables_of_the_readme_say_where_their_numbers_come_from():
+    assert unmarked_cells(read(README)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("| <!-- n:a.json:rows.1.acc:.1% -->91.7% |", True),
+        ("| <!-- n:a.json:rows.1.acc:.1% -->91.8% |", False),
+        ("<!-- n:a.json:rows.1.acc:.4f -->0.9173, as asked", True),
+        ("<!-- n:a.json:change:.2f -->−1.50 points", True),
+        ("<!-- n:a.json:change:.2f -->1.50 points", False),
+        ("<!-- n:a.json:images:, -->10,000 images, 3 seeds", True),
+        ("<!-- n:a.json:images: -->no number", False),
+        ("<!-- n: a.json:images:, -->10,000 images", False),
+    ],
+)
+def test_a_wrong_number_is_seen(text: str, right: bool, tmp_path: Path):
+    results = {"rows": [{}, {"acc": 0.9173}], "change": -1.5, "images": 10_000}
+    (tmp_path / "a.json").write_text(json.dumps(results))
+    assert (wrong_numbers(text, tmp_path) == []) == right
+
+
+def test_a_number_of_nowhere_is_seen():
+    table = "| network | kept |\n|---|---|\n| ResNet-20 | **25.0 %** |\n| <!-- n:a.json:b: -->1 | |"
+    assert unmarked_cells(table) == [" **25.0 %** "]
+    assert unmarked_cells("| <!-- n:a.json:b: -->1 / 2 |") != []
