@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cifar import batches, images, resnet
 from torch import Tensor, nn
 
 import bozzetto as bz
+from cifar import batches, images, resnet
 
 KEEPS = (0.5, 0.25)
 CALIBRATION = 1024  # training images, no labels
@@ -26,7 +26,7 @@ def study(depth: int, seed: int = 0) -> dict[str, Any]:
     """Accuracy of the dense network and of what `compress` delivers."""
     torch.set_num_threads(int(os.environ.get("THREADS", "2")))
     model = resnet(depth)
-    (x, y), (tx, ty) = images("train"), images("test")
+    (x, _), (tx, ty) = images("train"), images("test")
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
     calibration = list(x[chosen].split(128))
     rows: list[dict[str, Any]] = [

@@ -277,6 +277,7 @@ def test_train_can_replace_its_folder(saved, shop):
     assert state_of(saved) == before
     assert run([*train, "--force"]) == 0
     after = state_of(saved)
+    assert json.loads(after["plan.json"])["source"] == f"{shop}:network"
     assert after.keys() == before.keys()
     assert after["model.safetensors"] != before["model.safetensors"]
 
@@ -444,8 +445,11 @@ def test_a_folder_can_be_compressed_again(saved, shop, capsys):
     assert run(["compress", str(saved), *data, "--keep", "0.8", "--out", "smaller"]) == 0
     capsys.readouterr()
     assert run(["evaluate", "smaller", *data]) == 1
-    assert "smaller does not tell" not in told(capsys)
+    assert f"add --model {saved}" in told(capsys)
+    user = loaded(shop)
     scores = answer(capsys, "evaluate", "smaller", *data, "--model", str(saved))
+    smaller = bz.load("smaller", bz.load(saved, user.network()))
+    assert scores["accuracy"] == bz.evaluate(smaller, user.batches())
     assert scores["params"] <= 0.8 * answer(capsys, "evaluate", str(saved), *data)["params"]
 
 

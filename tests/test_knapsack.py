@@ -48,3 +48,21 @@ def test_solving_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     for share in (0.15, 0.25, 0.4):
         knapsack(groups, {"params": cost}, loss, {"params": int(share * cost.sum() / 12)})
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_solver_prints_does_not_reach_the_programs_output(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctypes
+
+    import bozzetto.knapsack as module
+
+    real = module.milp
+
+    def loud(*args: object, **options: object) -> object:
+        ctypes.CDLL(None).puts(b"HighsMipSolverData")
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "milp", loud)
+    knapsack([0, 0], {"params": np.array([1.0, 2.0])}, np.array([0.5, 0.1]), {"params": 2})
+    assert capfd.readouterr().out == ""

@@ -219,6 +219,8 @@ def train(
     out = check_output(folder if out is None else out, force=force)
     digest = read(folder).sha256  # so that no other network's checkpoint is taken up
     model = load_model(str(folder), build=builder, data=data)
+    assert model.target is not None
+    assert model.plan is not None
     loader = load_batches(data, size=batch_size, seed=seed)
     if isinstance(loader, Batches):
         loader.count()
@@ -230,15 +232,14 @@ def train(
                 model.network,
                 loader,
                 recipe,
-                teacher=model.target if distill else None,
+                teacher=model.target.network if distill else None,
                 val=validation,
                 callbacks=[follow],
                 checkpoint=checkpoint,
             )
     except CheckpointMismatch as error:
         raise ValueError(f"{error}; to begin anew, delete {checkpoint}") from error
-    assert model.plan is not None
-    bz.save(out, model.network, model.plan, source=model.source, force=force)
+    bz.save(out, model.network, model.plan, source=model.target.source, force=force)
     checkpoint.unlink(missing_ok=True)
     _write_page(out, model.plan, Section("Training", history))
     show(as_json, {"folder": str(out)} | _kept(model.plan), {"epochs": history.rows()})

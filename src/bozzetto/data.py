@@ -31,14 +31,14 @@ class Model:
 
     Attributes:
         network: in evaluation mode where it comes from a folder.
-        source: the string that builds it again, for `bozzetto.save`.
-        target: the network that a saved one was made from, as its builder gives it.
+        source: the string that names it.
+        target: of a saved one, what it was made from, as its builder gives it.
         plan: of a saved one.
     """
 
     network: nn.Module
     source: str
-    target: nn.Module | None = None
+    target: "Model | None" = None
     plan: Plan | None = None
 
 
@@ -72,7 +72,7 @@ def _saved(folder: Path, build: str | None, data: str | None) -> Model:
     saved = read(folder)
     target = load_model(build or _trusted(folder, saved.source, data), data=data)
     small = load(folder, target.network)
-    return Model(small, target.source, target.network, saved.plan)
+    return Model(small, str(folder), target, saved.plan)
 
 
 def _trusted(folder: Path, source: str | None, data: str | None) -> str:

@@ -1,6 +1,10 @@
 """The multiple-choice knapsack: one candidate a group, least total loss, within limits."""
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 Numbers = NDArray[np.float64]
+_QUIET = Lock()
 
 
 class Unreachable(ValueError):
@@ -20,6 +25,31 @@ def least(groups: Sequence[int], costs: Numbers) -> float:
     for group, cost in zip(groups, costs, strict=True):
         found[group] = min(float(cost), found.get(group, np.inf))
     return sum(found.values())
+
+
+@contextmanager
+def _quiet_output() -> Iterator[None]:
+    """Discard what C code writes to the standard output.
+
+    HiGHS prints a line of its own on some instances whatever `disp` says, and a program's output
+    may be JSON that another program reads.
+    """
+    flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda _: None
+    flush(None)
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output to protect
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def knapsack(
@@ -44,14 +74,14 @@ def knapsack(
         # Costs are whole numbers; half a unit of slack less the solver's tolerance keeps it exact.
         bound = 1 + 0.5 / max(limit, 1) - 1e-6
         constraints.append(LinearConstraint(costs[name][None] / max(limit, 1), -np.inf, bound))
-    solved = milp(
-        loss / max(float(loss.max()), 1e-300),
-        constraints=constraints,
-        integrality=np.ones(len(groups)),
-        bounds=Bounds(0, 1),
-        # HiGHS's presolve prints to the process's stdout on some instances, whatever `disp` says.
-        options={"mip_rel_gap": 1e-6, "time_limit": 60, "presolve": False},
-    )
+    with _QUIET, _quiet_output():
+        solved = milp(
+            loss / max(float(loss.max()), 1e-300),
+            constraints=constraints,
+            integrality=np.ones(len(groups)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 1e-6, "time_limit": 60},
+        )
     if solved.x is None:
         raise Unreachable(f"no plan keeps {dict(limits)} all at once: {solved.message}")
     chosen = [i for i, x in enumerate(solved.x) if x > 0.5]

@@ -1,0 +1,248 @@
+"""ISLET against the oracle, projected gradient, ridge, lasso, tensorly: simulated and real data."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import Lasso, Ridge
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    LeaveOneGroupOut,
+    ParameterGrid,
+    StratifiedKFold,
+    cross_val_predict,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from bozzetto.regress import ISLETRegressor, SparseISLETRegressor
+from bozzetto.regress.refine import Settings, Step
+from bozzetto.regress.sketched import unpack
+from bozzetto.regress.sources import Arrays
+from bozzetto.tensors import Tucker, hooi
+
+Row = dict[str, Any]
+DATA = Path(__file__).resolve().parents[1] / "../shared/data/tensor"
+# (side, rank, n, noise, correlation along the modes); the truth has norm 1.
+SETTINGS = [
+    (10, 3, 400, 0.5, 0.0),
+    (10, 5, 800, 0.5, 0.0),
+    (20, 3, 1500, 0.5, 0.0),
+    (30, 3, 2000, 0.01, 0.0),
+    (30, 3, 2000, 0.5, 0.0),
+    (30, 3, 4000, 0.5, 0.0),
+    (30, 5, 4000, 0.1, 0.0),
+    (20, 3, 2000, 0.1, 0.8),
+]
+
+
+def simulate(
+    p: int, rank: int, n: int, noise: float, correlation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, Tucker]:
+    """Normal covariates (n, p, p, p), AR(1) along each mode, and a random truth of norm 1."""
+    rng, g = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    core = torch.randn(rank, rank, rank, generator=g, dtype=torch.float64)
+    draws = [torch.randn(p, rank, generator=g, dtype=torch.float64) for _ in range(3)]
+    truth = Tucker(core / core.norm(), tuple(torch.linalg.qr(draw)[0] for draw in draws))
+    x = rng.standard_normal((n, p, p, p))
+    if correlation:
+        root = np.linalg.cholesky(correlation ** np.abs(np.subtract.outer(range(p), range(p))))
+        x = np.einsum("nabc,ia,jb,kc->nijk", x, root, root, root, optimize=True)
+    y = x.reshape(n, -1) @ truth.full().numpy().ravel()
+    return x, y + noise * rng.standard_normal(n), truth
+
+
+def oracle(x: np.ndarray, y: np.ndarray, truth: Tucker) -> np.ndarray:
+    """Least squares in the tangent space at the truth."""
+    source = Arrays(x, y, np.ones(len(y)))
+    step = Step.measure(source, truth, float(y @ y), Settings(0, 0.0, 0.0, 1.0, True))
+    point = unpack(step.sketched.main.solve(0.0, 0.0), [], step.directions)
+    return step.directions.tensor(point).full().numpy()
+
+
+def projected_gradient(x: np.ndarray, y: np.ndarray, rank: int) -> np.ndarray:
+    """Iterative hard thresholding: a gradient step along its low-rank part, then HOOI.
+
+    The step is the exact line search along the gradient's part in the tangent space.
+    """
+    flat, target = torch.from_numpy(x).flatten(1), torch.from_numpy(y)
+    target = target - target.mean()
+    shape, ranks = x.shape[1:], (rank,) * 3
+    a, before = torch.zeros(shape, dtype=torch.float64), np.inf
+    for _ in range(200):
+        residual = target - flat @ a.flatten()
+        loss = float(residual @ residual)
+        if before - loss <= 1e-5 * loss:
+            break
+        before = loss
+        gradient = (flat.T @ residual).reshape(shape)
+        along = hooi(gradient, ranks, n_iter=2).full().flatten()
+        size = float(gradient.flatten() @ along / (flat @ along).square().sum())
+        a = hooi(a + size * gradient, ranks, n_iter=5).full()
+    return a.numpy()
+
+
+def flat_fit(model: BaseEstimator) -> Callable[..., np.ndarray]:
+    return lambda x, y, _: model.fit(x.reshape(len(x), -1), y).coef_.reshape(x.shape[1:])
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "ISLET, literal": lambda x, y, r: ISLETRegressor(r, n_iter=0).fit(x, y).coef_,
+    "ISLET, 1 refinement": lambda x, y, r: ISLETRegressor(r, n_iter=1).fit(x, y).coef_,
+    "ISLET": lambda x, y, r: ISLETRegressor(r).fit(x, y).coef_,
+    "projected gradient": projected_gradient,
+    "ridge": flat_fit(Ridge(1.0)),
+    "lasso": flat_fit(Lasso(0.01, max_iter=200, tol=1e-2)),
+}
+
+
+def timed(
+    methods: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]],
+    settings: list[tuple[int, int, int, float, float]],
+    seeds: range,
+) -> Iterator[Row]:
+    """Mean relative error and median processor seconds of each method in each setting."""
+    for p, rank, n, noise, correlation in settings:
+        head = {"p": p, "rank": rank, "n": n, "noise": noise, "correlation": correlation}
+        found: dict[str, list[tuple[float, float]]] = {"oracle": [], **{k: [] for k in methods}}
+        for seed in seeds:
+            x, y, truth = simulate(p, rank, n, noise, correlation, seed)
+            full = truth.full().numpy()
+            gap = np.linalg.norm(oracle(x, y, truth) - full)
+            found["oracle"].append((float(gap), 0.0))
+            for name, method in methods.items():
+                start = time.process_time()
+                coef = method(x, y, rank)
+                seconds = time.process_time() - start
+                found[name].append((float(np.linalg.norm(coef - full)), seconds))
+        for name, pairs in found.items():
+            error, seconds = np.mean([e for e, _ in pairs]), np.median([s for _, s in pairs])
+            row = {"method": name, "error": float(error), "processor seconds": float(seconds)}
+            yield head | row | {"of the oracle": float(error / np.mean(found["oracle"], axis=0)[0])}
+
+
+def simulations() -> Row:
+    """Relative errors after the paper's simulations, three seeds each."""
+    small = {k: v for k, v in METHODS.items() if k != "lasso"}
+    rows = [*timed(METHODS, SETTINGS[:2], range(3)), *timed(small, SETTINGS[2:], range(3))]
+    return {"rows": rows, "seeds": [0, 1, 2]}
+
+
+def peers() -> Row:
+    """Tensorly's regressors at p = 30³, n = 2000; one seed, they take long."""
+    try:
+        from tensorly.regression import CPRegressor, TuckerRegressor
+    except ImportError as error:
+        raise ImportError("this benchmark needs tensorly: pip install tensorly") from error
+
+    methods = {
+        "ISLET, 1 refinement": METHODS["ISLET, 1 refinement"],
+        "ISLET": METHODS["ISLET"],
+        "tensorly TuckerRegressor": lambda x, y, r: (
+            TuckerRegressor([r] * 3, verbose=0, random_state=0).fit(x, y).weight_tensor_
+        ),
+        "tensorly CPRegressor": lambda x, y, r: (
+            CPRegressor(r * r, verbose=0, random_state=0).fit(x, y).weight_tensor_
+        ),
+    }
+    settings = [(30, 3, 2000, 0.01, 0.0), (30, 3, 2000, 0.5, 0.0)]
+    return {"rows": list(timed(methods, settings, range(1))), "seeds": [0]}
+
+
+def sparse() -> Row:
+    """Rows in use: 10 of 50 along each mode; also the least squares that knows them."""
+    rows = []
+    for n, noise in ((1000, 0.1), (1000, 0.5), (2000, 0.5)):
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            _, _, small = simulate(10, 2, 1, 0.0, 0.0, seed)
+            used = [np.sort(rng.choice(50, 10, replace=False)) for _ in range(3)]
+            full = np.zeros((50, 50, 50))
+            full[np.ix_(*used)] = small.full().numpy()
+            x = rng.standard_normal((n, 50, 50, 50))
+            y = x.reshape(n, -1) @ full.ravel() + noise * rng.standard_normal(n)
+            known = oracle(x[np.ix_(range(n), *used)], y, small) - small.full().numpy()
+            start = time.process_time()
+            model = SparseISLETRegressor(2).fit(x, y)
+            seconds = time.process_time() - start
+            right = sum(
+                len(np.intersect1d(a, b)) for a, b in zip(model.support_, used, strict=True)
+            )
+            rows.append({
+                "n": n, "noise": noise, "seed": seed, "processor seconds": seconds,
+                "oracle that knows the rows": float(np.linalg.norm(known)),
+                "sparse ISLET": float(np.linalg.norm(model.coef_ - full)),
+                "ISLET": float(np.linalg.norm(ISLETRegressor(2).fit(x, y).coef_ - full)),
+                "rows found of 30": right,
+                "rows wrongly in use": sum(map(len, model.support_)) - right,
+            })  # fmt: skip
+    return {"rows": rows, "seeds": [0, 1, 2]}
+
+
+def _flat_ridge() -> tuple[BaseEstimator, Row]:
+    flatten = FunctionTransformer(lambda x: x.reshape(len(x), -1))
+    return make_pipeline(flatten, Ridge()), {"ridge__alpha": [10.0**k for k in range(-2, 6)]}
+
+
+def _islet() -> tuple[BaseEstimator, Row]:
+    alphas = [1e-2, 1.0, 1e2, 1e3, 1e4, 1e5]
+    grid = {"ranks": [1, 2, 3], "alpha": alphas, "shrinkage": [1.0], "n_iter": [0, 20]}
+    return ISLETRegressor(), grid
+
+
+CANDIDATES = {"ridge": _flat_ridge, "ISLET": _islet}
+
+
+def hindsight(
+    model: BaseEstimator, grid: Row, x: np.ndarray, y: np.ndarray, groups: np.ndarray
+) -> float:
+    """The held-out score of the parameters for which it is highest."""
+    cv = list(LeaveOneGroupOut().split(x, y, groups))
+    options = [clone(model).set_params(**options) for options in ParameterGrid(grid)]
+    return max(r2_score(y, cross_val_predict(option, x, y, cv=cv)) for option in options)
+
+
+def real() -> Row:
+    """Held-out scores on real data, every parameter chosen inside the training part.
+
+    EEM leaves out a whole series of samples at a time: four others are left to choose from, so that
+    the score of the best parameters in hindsight is given too.
+    """
+    rows = []
+    eem = np.load(DATA / "eem_olive.npz")
+    x, y = eem["x"].astype(float), eem["y"]
+    series = np.array([name[0] for name in eem["names"]])
+    for name, candidate in CANDIDATES.items():
+        model, grid = candidate()
+        predicted = np.zeros(len(y))
+        for train, test in LeaveOneGroupOut().split(x, y, series):
+            inner = list(LeaveOneGroupOut().split(x[train], y[train], series[train]))
+            search = GridSearchCV(model, grid, cv=inner, scoring="neg_mean_squared_error")
+            predicted[test] = search.fit(x[train], y[train]).predict(x[test])
+        row = {"data": "EEM", "method": name, "R2": r2_score(y, predicted)}
+        rows.append(row | {"R2 in hindsight": hindsight(model, grid, x, y, series)})
+    eeg = np.load(DATA / "eeg_alcohol.npz")
+    x, y = eeg["x"].astype(float), eeg["y"].astype(float)
+    for name, candidate in CANDIDATES.items():
+        model, grid = candidate()
+        search = GridSearchCV(model, grid, cv=KFold(5), scoring="neg_mean_squared_error")
+        areas = []
+        for seed in range(3):
+            folds = StratifiedKFold(5, shuffle=True, random_state=seed).split(x, y)
+            areas.append(roc_auc_score(y, cross_val_predict(search, x, y, cv=list(folds))))
+        rows.append({"data": "EEG", "method": name, "AUC": float(np.mean(areas)), "seeds": 3})
+    return {"rows": rows}
+
+
+BENCHMARKS: dict[str, Callable[[], Row]] = {
+    "islet-simulations": simulations,
+    "islet-peers": peers,
+    "islet-sparse": sparse,
+    "islet-real": real,
+}

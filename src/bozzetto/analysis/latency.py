@@ -1,0 +1,151 @@
+"""Measured latency of several models on one batch, side by side in one process."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bozzetto.batches import Batch, call, device_of, in_mode, to
+
+__all__ = ["Latency", "latency", "with_threads"]
+
+_SAMPLE = 2e-3  # seconds: shorter ones measure the clock and the scheduler
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one call of each model, sampled in turn.
+
+    Attributes:
+        seconds: {name: one value a round}, all of the same rounds.
+        threads: of torch, within an operation.
+    """
+
+    seconds: dict[str, tuple[float, ...]]
+    threads: int
+
+    def ratios(self, name: str) -> list[float]:
+        """Time over that of the first model, round by round: below 1 is faster."""
+        first = next(iter(self.seconds.values()))
+        return [a / b for a, b in zip(self.seconds[name], first, strict=True)]
+
+    def ratio(self, name: str) -> float:
+        """The median of `ratios`."""
+        return statistics.median(self.ratios(name))
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row a model: median time, median ratio to the first and its quartiles."""
+        return [self._row(name) for name in self.seconds]
+
+    def _row(self, name: str) -> dict[str, object]:
+        low, middle, high = _quartiles(self.ratios(name))
+        return {
+            "model": name,
+            "milliseconds": 1000 * statistics.median(self.seconds[name]),
+            "ratio": middle,
+            "lower_quartile": low,
+            "upper_quartile": high,
+        }
+
+    def figure(self, ax: Any) -> None:
+        """Median ratio to the first model as bars, quartiles as lines."""
+        names = list(self.seconds)
+        quartiles = [_quartiles(self.ratios(name)) for name in names]
+        middles = [middle for _, middle, _ in quartiles]
+        reach = [[m - low for low, m, _ in quartiles], [high - m for _, m, high in quartiles]]
+        ax.barh(range(len(names)), middles, height=0.5, color="C0")
+        ax.errorbar(middles, range(len(names)), xerr=reach, fmt="none", ecolor="C1", elinewidth=2)
+        ax.set_yticks(range(len(names)), names)
+        ax.invert_yaxis()
+        ax.set_xlabel(f"time of one call over that of {names[0]}")
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    batch: Batch,
+    *,
+    repeats: int = 30,
+    threads: int | None = None,
+) -> Latency:
+    """Time models in evaluation mode on one batch, in turn, so that a busy machine hits all alike.
+
+    Every round calls each model, the next one first in every round, often enough for a sample of
+    two milliseconds; two untimed rounds go before.
+
+    Args:
+        models: by name; the first is what the others are compared to. Left as they were.
+        batch: see `bozzetto.batches`.
+        repeats: rounds.
+        threads: of torch, within an operation, while this runs; None leaves them.
+
+    Raises:
+        ValueError: without models, or if repeats or threads is below 1.
+    """
+    if not models:
+        raise ValueError("latency needs at least one model; got none")
+    if repeats < 1 or (threads is not None and threads < 1):
+        raise ValueError(
+            f"latency needs repeats >= 1 and threads >= 1; got {repeats} and {threads}"
+        )
+    names = list(models)
+    with ExitStack() as borrowed:
+        borrowed.enter_context(with_threads(threads))
+        borrowed.enter_context(torch.no_grad())
+        for model in models.values():
+            borrowed.enter_context(in_mode(model, training=False))
+        inputs = {name: to(batch, device_of(model)) for name, model in models.items()}
+        calls = {name: _calls_a_sample(models[name], inputs[name]) for name in names}
+        samples: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(repeats):
+            start = turn % len(names)
+            for name in names[start:] + names[:start]:
+                samples[name].append(_seconds(models[name], inputs[name], calls[name]))
+        return Latency({n: tuple(s) for n, s in samples.items()}, torch.get_num_threads())
+
+
+def _calls_a_sample(model: nn.Module, batch: Batch) -> int:
+    """How many calls make a sample, from two warm calls of which the second counts."""
+    _seconds(model, batch, 1)
+    return max(1, math.ceil(_SAMPLE / max(_seconds(model, batch, 1), 1e-7)))
+
+
+def _seconds(model: nn.Module, batch: Batch, calls: int) -> float:
+    """Mean time of one call."""
+    device = device_of(model)
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(calls):
+        call(model, batch)
+    _wait(device)
+    return (time.perf_counter() - began) / calls
+
+
+def _wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def with_threads(threads: int | None) -> Iterator[None]:
+    """That many threads within an operation of torch, as before afterwards; None leaves them."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

@@ -1,0 +1,140 @@
+"""The tangent kernel of a finite torch network, exactly, by several routes that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.tangent.empirical.network import (
+    Linearised,
+    Network,
+    Parameters,
+    jacobian,
+    network,
+)
+from bozzetto.tangent.empirical.structured import Factors, factors
+from bozzetto.tangent.pairs import blocks
+
+Outputs: TypeAlias = Literal["each", "mean"]
+Route: TypeAlias = Literal["structured", "jacobian", "products"]
+
+
+def empirical_ntk(
+    model: nn.Module,
+    x: Tensor,
+    x2: Tensor | None = None,
+    *,
+    outputs: Outputs = "mean",
+    route: Route = "structured",
+    block: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """J(x) J(x2)ᵀ over the parameters that require gradients.
+
+    `outputs` "each" gives (N, N', O, O), "mean" (N, N'), the average of the O kernels of an output
+    with itself. The model is used in the mode it is in and left as it was; with batch norm in
+    training mode x is one batch and x2 another.
+
+    `route`: "structured" multiplies layers' inputs and output gradients, in the cheaper order, and
+    takes the Jacobian of what is not a known layer; "jacobian" forms all of it; "products" takes
+    one Jacobian-vector product an output of x2, in the memory of a few gradients. Novak et al.,
+    *Fast Finite Width Neural Tangent Kernel* (arXiv 2206.08720) compares them.
+
+    Raises:
+        ValueError: for batch norm in training mode by the structured route, which takes inputs
+            apart.
+    """
+    net = network(model)
+    if net.coupled and route == "structured":
+        raise ValueError(
+            "batch norm in training mode couples the inputs of a batch: take route='jacobian' or "
+            "'products', or model.eval()"
+        )
+    if route == "products":
+        return _by_products(net, x, x if x2 is None else x2, outputs)
+    if net.coupled:
+        return _pair_of_jacobians(net, x, x2, outputs)
+    pair = _structured_pairs if route == "structured" else _jacobian_pairs
+    return _blocked(pair(net, outputs), x, x2, block, progress)
+
+
+class _Pairs:
+    """A kernel computed from what each block of inputs contributes on its own."""
+
+    def __init__(self, prepare: Callable[[Tensor], object], pair: Callable) -> None:
+        self.prepare, self.pair = prepare, pair
+
+
+def _structured_pairs(net: Network, outputs: Outputs) -> _Pairs:
+    def pair(a: Factors, b: Factors) -> Tensor:
+        return a.kernel(b, outputs)
+
+    return _Pairs(lambda x: factors(net, x, outputs), pair)
+
+
+def _jacobian_pairs(net: Network, outputs: Outputs) -> _Pairs:
+    def pair(a: Parameters, b: Parameters) -> Tensor:
+        return contracted(a, b, outputs)
+
+    return _Pairs(lambda x: jacobian(net, x), pair)
+
+
+def contracted(a: Parameters, b: Parameters, outputs: Outputs) -> Tensor:
+    """Σ over parameters of J J'ᵀ."""
+    rule = "nop,muq->nmou" if outputs == "each" else "nop,moq->nm"
+    rule = rule.replace("q", "p")
+    total = sum(torch.einsum(rule, a[k], b[k]) for k in a)
+    assert isinstance(total, Tensor)
+    return total if outputs == "each" else total / next(iter(a.values())).shape[1]
+
+
+def _pair_of_jacobians(net: Network, x: Tensor, x2: Tensor | None, outputs: Outputs) -> Tensor:
+    first = jacobian(net, x)
+    return contracted(first, first if x2 is None else jacobian(net, x2), outputs)
+
+
+def _blocked(
+    pairs: _Pairs,
+    x: Tensor,
+    x2: Tensor | None,
+    block: int,
+    progress: Callable[[float], None] | None,
+) -> Tensor:
+    """As `pairs.by_blocks`, with each row's block prepared once."""
+    right, result, done = x if x2 is None else x2, None, 0
+    for rows in blocks(len(x), block):
+        first = pairs.prepare(x[rows])
+        for columns in blocks(len(right), block):
+            done += (rows.stop - rows.start) * (columns.stop - columns.start)
+            if x2 is None and columns.start < rows.start:
+                continue
+            own = x2 is None and columns == rows
+            value = pairs.pair(first, first if own else pairs.prepare(right[columns]))
+            if result is None:
+                result = value.new_empty(len(x), len(right), *value.shape[2:])
+            result[rows, columns] = value
+            if x2 is None and not own:
+                flipped = value.transpose(0, 1)
+                result[columns, rows] = flipped.mT if flipped.ndim == 4 else flipped
+            if progress is not None:
+                progress(done / (len(x) * len(right)))
+    if result is None:
+        raise ValueError("a kernel needs at least one input")
+    return result
+
+
+def _by_products(net: Network, x: Tensor, x2: Tensor, outputs: Outputs) -> Tensor:
+    """Columns of J(x) J(x2)ᵀ: a gradient of one output at x2, then its forward derivative at x."""
+    left, right = Linearised(net, x), Linearised(net, x2)
+    columns = []
+    for index in range(right.shape.numel()):
+        unit = x2.new_zeros(right.shape.numel(), dtype=torch.get_default_dtype())
+        unit[index] = 1.0
+        columns.append(left.times(right.transpose(unit.view(right.shape))))
+    kernel = torch.stack(columns, -1).unflatten(-1, right.shape)  # (N, O, N', O)
+    if outputs == "each":
+        return kernel.transpose(1, 2)
+    return kernel.diagonal(dim1=1, dim2=3).mean(-1)

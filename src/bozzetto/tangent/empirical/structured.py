@@ -1,0 +1,281 @@
+"""Structured derivatives: the tangent kernel from layers' inputs and output gradients.
+
+A weight's gradient is a sum over positions of (output gradient) ⊗ (input); its inner products are
+formed either from inner products of the two, or from the gradient itself, whichever takes fewer
+multiplications (Novak et al., arXiv 2206.08720). A weight used several times just has more
+positions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bozzetto.tangent.empirical.network import Network, jacobian
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients Σ_p d_p ⊗ a_p of a weight in g groups: d (N, O, g, P, m), a (N, g, P, k)."""
+
+    d: Tensor
+    a: Tensor
+
+    def joined(self, other: Outer) -> Outer:
+        """The same weight used again."""
+        return Outer(torch.cat([self.d, other.d], 3), torch.cat([self.a, other.a], 2))
+
+    def flat(self) -> Tensor:
+        """The gradients themselves: (N, O, g m k)."""
+        return torch.einsum("nogpm,ngpk->nogmk", self.d, self.a).flatten(2)
+
+    def settled(self, outputs: Literal["each", "mean"]) -> Outer | Flat:
+        """The gradients formed, where inner products of them take fewer multiplications."""
+        _, o, _, p, m = self.d.shape
+        pairs, k = o * o if outputs == "each" else o, self.a.shape[3]
+        by_grams, by_gradients = p * p * (pairs * m + k), m * k * pairs
+        return Flat(self.flat()) if by_gradients < by_grams else self
+
+    def kernel(self, other: Outer, outputs: Literal["each", "mean"]) -> Tensor:
+        """Inner products from those of d and those of a: (N, N', O, O) or (N, N')."""
+        n, o, g, p, _ = self.d.shape
+        n2, p2 = len(other.d), other.d.shape[3]
+        step = max(1, 2**24 // (g * p * p2 * n2 * (o * o if outputs == "each" else o)))
+        rule = "nmgpq,nogpi,mugqi->nmou" if outputs == "each" else "nmgpq,nogpi,mogqi->nm"
+        rows = [self._grams(other, slice(i, i + step), rule) for i in range(0, n, step)]
+        return torch.cat(rows)
+
+    def _grams(self, other: Outer, rows: slice, rule: str) -> Tensor:
+        a = torch.einsum("ngpk,mgqk->nmgpq", self.a[rows], other.a)
+        left, right = rule.split("->")[0].split(",")[1:]
+        over = "nmou" if "u" in rule else "nmo"
+        d = torch.einsum(f"{left},{right}->{over}gpq", self.d[rows], other.d)
+        return torch.einsum(f"nmgpq,{over}gpq->{rule.split('->')[1]}", a, d)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Gradients of a table: rows d (N, O, P, m) added at places index (N, P)."""
+
+    d: Tensor
+    index: Tensor
+    padding: int | None
+
+    def joined(self, other: Lookup) -> Lookup:
+        """The same table used again."""
+        return Lookup(
+            torch.cat([self.d, other.d], 2), torch.cat([self.index, other.index], 1), self.padding
+        )
+
+    def kernel(self, other: Lookup, outputs: Literal["each", "mean"]) -> Tensor:
+        """Inner products: positions meet where they look up the same row."""
+        same = self.index[:, None, :, None] == other.index[None, :, None, :]
+        if self.padding is not None:
+            same &= (self.index != self.padding)[:, None, :, None]
+        one, two = ("nopi", "muqi") if outputs == "each" else ("nopi", "moqi")
+        end = "nmou" if outputs == "each" else "nm"
+        return torch.einsum(f"nmpq,{one},{two}->{end}", same.to(self.d.dtype), self.d, other.d)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Gradients as they are: (N, O, size)."""
+
+    value: Tensor
+
+    def joined(self, other: Flat) -> Flat:
+        """The same parameter used again."""
+        return Flat(self.value + other.value)
+
+    def kernel(self, other: Flat, outputs: Literal["each", "mean"]) -> Tensor:
+        """Their inner products."""
+        return inner(self.value, other.value, outputs)
+
+
+Part = Outer | Lookup | Flat
+
+
+def inner(a: Tensor, b: Tensor, outputs: Literal["each", "mean"]) -> Tensor:
+    """(N, O, s) and (N', O, s) -> (N, N', O, O), or summed over equal outputs (N, N')."""
+    if outputs == "mean":
+        return a.flatten(1) @ b.flatten(1).T
+    value = a.flatten(0, 1) @ b.flatten(0, 1).T
+    return value.view(len(a), a.shape[1], len(b), b.shape[1]).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a block of inputs contributes, by parameter."""
+
+    parts: dict[str, Part]
+    outputs: int
+
+    def kernel(self, other: Factors, outputs: Literal["each", "mean"]) -> Tensor:
+        """The tangent kernel between two blocks: (N, N', O, O) or (N, N')."""
+        total = sum(_meet(p, other.parts[k], outputs) for k, p in self.parts.items())
+        assert isinstance(total, Tensor)
+        return total if outputs == "each" else total / self.outputs
+
+
+def _meet(a: Part, b: Part, outputs: Literal["each", "mean"]) -> Tensor:
+    """Inner products of two parts; inputs of other lengths may have settled in another way."""
+    if type(a) is not type(b):
+        a, b = (Flat(p.flat()) if isinstance(p, Outer) else p for p in (a, b))
+    return a.kernel(b, outputs)  # type: ignore[arg-type]
+
+
+def _linear(m: nn.Linear, a: Tensor, d: Tensor) -> dict[str, Part]:
+    a = a.reshape(len(a), 1, -1, a.shape[-1])
+    d = d.reshape(*d.shape[:2], 1, -1, d.shape[-1])
+    return {"weight": Outer(d, a), "bias": Flat(d.sum((2, 3)))}
+
+
+def _conv(m: nn.Conv1d | nn.Conv2d | nn.Conv3d, a: Tensor, d: Tensor) -> dict[str, Part]:
+    g, taps = m.groups, m.kernel_size
+    mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+    a = F.pad(a, m._reversed_padding_repeated_twice, mode=mode)
+    for axis, size in enumerate(taps):
+        reach = (size - 1) * m.dilation[axis] + 1
+        a = a.unfold(2 + axis, reach, m.stride[axis])[..., :: m.dilation[axis]]
+    places = a.shape[2 : 2 + len(taps)].numel()
+    a = a.unflatten(1, (g, -1)).flatten(3, 2 + len(taps))  # (N, g, c, P, *taps)
+    a = a.transpose(2, 3).reshape(len(a), g, places, -1)
+    d = d.flatten(3).unflatten(2, (g, -1)).transpose(3, 4)  # (N, O, g, P, m)
+    return {"weight": Outer(d, a), "bias": Flat(d.sum(3).flatten(2))}
+
+
+def _embedding(m: nn.Embedding, a: Tensor, d: Tensor) -> dict[str, Part]:
+    return {"weight": Lookup(d.reshape(*d.shape[:2], -1, d.shape[-1]), a.flatten(1), m.padding_idx)}
+
+
+def _scaled(normal: Tensor, d: Tensor) -> dict[str, Part]:
+    """Channels on axis 1 of `normal`."""
+    value = (d * normal[:, None]).flatten(3).sum(-1) if d.ndim > 3 else d * normal[:, None]
+    return {"weight": Flat(value), "bias": Flat(d.flatten(3).sum(-1) if d.ndim > 3 else d)}
+
+
+def _batch_norm(m: nn.modules.batchnorm._BatchNorm, a: Tensor, d: Tensor) -> dict[str, Part]:
+    return _scaled(F.batch_norm(a, m.running_mean, m.running_var, eps=m.eps), d)
+
+
+def _group_norm(m: nn.GroupNorm, a: Tensor, d: Tensor) -> dict[str, Part]:
+    return _scaled(F.group_norm(a, m.num_groups, eps=m.eps), d)
+
+
+def _layer_norm(m: nn.LayerNorm, a: Tensor, d: Tensor) -> dict[str, Part]:
+    normal = F.layer_norm(a, m.normalized_shape, eps=m.eps)[:, None]
+    last = len(m.normalized_shape)
+    both = [t.flatten(-last).flatten(2, -2) for t in (d * normal, d)]
+    return {"weight": Flat(both[0].sum(2)), "bias": Flat(both[1].sum(2))}
+
+
+RULES: dict[type[nn.Module], Callable[..., dict[str, Part]]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.Embedding: _embedding,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of a module: its input and its output."""
+
+    module: nn.Module
+    a: Tensor
+    y: Tensor
+
+
+def _record(net: Network, x: Tensor) -> tuple[list[_Call], Tensor]:
+    """Run the model once with hooks on the modules that a rule knows, and take the hooks off."""
+    calls: list[_Call] = []
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        y = y if y.requires_grad else y.requires_grad_()  # below it all may be frozen
+        calls.append(_Call(module, args[0].detach(), y))
+        return y.clone()  # an activation in place must not overwrite what we differentiate in
+
+    handles: list[RemovableHandle] = []
+    try:
+        for module in net.model.modules():
+            if type(module) in RULES and "parametrizations" not in dict(module.named_children()):
+                handles.append(module.register_forward_hook(hook))  # noqa: PERF401
+        with torch.enable_grad():
+            out = net.model(x).flatten(1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, out
+
+
+def factors(net: Network, x: Tensor, outputs: Literal["each", "mean"]) -> Factors:
+    """The parts of every parameter for a block of inputs: one forward pass, O backward passes.
+
+    Weights' gradients are formed here, once a block, where that order is the cheaper.
+
+    Raises:
+        ValueError: if a parameter known by its layer is also used in another way.
+    """
+    calls, out = _record(net, x)
+    ys = [c.y for c in calls]
+    rows = [
+        torch.autograd.grad(out[:, o].sum(), ys, retain_graph=True, materialize_grads=True)
+        for o in range(out.shape[1])
+    ]
+    names = {id(p): k for k, p in net.model.named_parameters() if k in net.parameters}
+    found: dict[str, list[Part]] = defaultdict(list)
+    for call, gradients in zip(calls, zip(*rows, strict=True), strict=True):
+        rule = RULES[type(call.module)](call.module, call.a, torch.stack(gradients, 1).detach())
+        for key, part in rule.items():
+            name = names.get(id(getattr(call.module, key)))
+            if name is not None:
+                found[name].append(part)
+    parts = {k: _joined(p, outputs) for k, p in found.items() if len({type(q) for q in p}) == 1}
+    _verify(net, out, parts)
+    others = jacobian(net, x, set(net.parameters) - set(parts))
+    return Factors(parts | {k: Flat(v) for k, v in others.items()}, out.shape[1])
+
+
+def _joined(parts: list[Part], outputs: Literal["each", "mean"]) -> Part:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.joined(part)  # type: ignore[arg-type]
+    return total.settled(outputs) if isinstance(total, Outer) else total
+
+
+def _verify(net: Network, out: Tensor, parts: dict[str, Part]) -> None:
+    """Compare one input's gradient with autograd's: a weight may be used outside its layer."""
+    weights = {k: p for k, p in net.model.named_parameters() if k in parts}
+    value = out[0].sum()
+    true = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
+    for (name, _), gradient in zip(weights.items(), true, strict=True):
+        norm, mine = gradient.square().sum(), _norm(parts[name])
+        if (mine - norm).abs() > 1e-3 * norm + 1e-20:
+            raise ValueError(f"{name} is also used outside its own layer: take route='jacobian'")
+
+
+def _norm(part: Part) -> Tensor:
+    """The squared norm of the first input's gradient, summed over outputs."""
+    match part:
+        case Outer():
+            one: Part = Outer(part.d[:1].sum(1, keepdim=True), part.a[:1])
+        case Lookup():
+            one = Lookup(part.d[:1].sum(1, keepdim=True), part.index[:1], part.padding)
+        case Flat():
+            one = Flat(part.value[:1].sum(1, keepdim=True))
+    return one.kernel(one, "mean")[0, 0]  # type: ignore[arg-type]

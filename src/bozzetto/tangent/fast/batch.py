@@ -1,0 +1,53 @@
+"""Fast kernels of batch-normalised ReLU networks, within a batch and between two."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from bozzetto.tangent.batchnorm import SMALL_BATCH, BatchNormRectifier
+from bozzetto.tangent.fast.chain import Kernels
+from bozzetto.tangent.program import Respect
+
+
+def batch_normalised_kernels(
+    x: Tensor,
+    depth: int,
+    x2: Tensor | None = None,
+    *,
+    variance: float = 1.0,
+    readout: float = 1.0,
+    respect_to: Respect = "unit",
+    tolerance: float = 1e-8,
+) -> Kernels:
+    """Kernels of `depth` × relu(batchnorm(W ·)) and a readout, between the members of batches.
+
+    x (B, d) is one batch; with x2 (B', d), another batch that goes through the network apart, the
+    kernels are (B, B'). Θ ← Σ + B*[Θ] with one adjoint of the backward map a layer, instead of one
+    backward pass a pair of inputs as in *Tensor Programs II* (arXiv 2006.14548, appendix E.4).
+
+    Raises:
+        ValueError: below batch 4, where the tangent kernel has no finite limit.
+    """
+    phi = BatchNormRectifier(tolerance)
+    if min(len(x), len(x if x2 is None else x2)) < 6:
+        warnings.warn(SMALL_BATCH, stacklevel=2)
+    rate = variance if respect_to == "unit" else 1.0
+    last = readout if respect_to == "unit" else 1.0
+    left = x @ x.T / x.shape[1]
+    if x2 is None:
+        theta = torch.zeros_like(left)
+        for _ in range(depth):
+            inner = variance * theta + rate * left
+            theta = phi.within_push(variance * left, inner)
+            left = phi.within(variance * left)
+        return Kernels(readout * left, readout * theta + last * left)
+    right, cross = x2 @ x2.T / x2.shape[1], x @ x2.T / x2.shape[1]
+    theta = torch.zeros_like(cross)
+    for _ in range(depth):
+        sides = (variance * left, variance * right, variance * cross)
+        theta = phi.across_push(*sides, variance * theta + rate * cross)
+        left, right, cross = phi.within(sides[0]), phi.within(sides[1]), phi.across(*sides)
+    return Kernels(readout * cross, readout * theta + last * cross)

@@ -1,0 +1,243 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib import rcParams
+
+from bozzetto.report import Section, columns, shown, write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A result as analyses return it."""
+
+    names: tuple[str, ...] = ("first", "second <b>bold</b> & co", "third")
+
+    def rows(self):
+        return [
+            {"layer": name, "params": 10**i * 1234, "error": 0.123456 / (i + 1), "unused": None}
+            for i, name in enumerate(self.names)
+        ]
+
+    def figure(self, ax):
+        ax.barh(range(len(self.names)), [3, 2, 1][: len(self.names)])
+        ax.plot([1, 2], [0, 1], "o-", label="a line")
+        ax.set_yticks(range(len(self.names)), self.names)
+        ax.set_xlabel("values")
+        ax.legend()
+
+
+SECTIONS = [Section("Sizes", Sizes(), "What is kept."), Section("Sizes & more", Sizes())]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return write_report(path, SECTIONS, title="A <title>", text="One page.")
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def browse(page, *options):
+    """Open a page in a headless browser; returns what the browser logged."""
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--log-level=0",
+        f"--user-data-dir={page.parent / 'profile'}",
+        "--window-size=1000,1400",
+        *options,
+        page.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_page_holds_titles_texts_tables_and_plots(page):
+    found = Elements(page.read_text())
+    assert [tag for tag, _ in found.tags if tag in ("h1", "h2")] == ["h1", "h2", "h2"]
+    for text in ("A <title>", "One page.", "What is kept.", "second <b>bold</b> & co", "a line"):
+        assert text in found.text
+    assert sum(tag == "table" for tag, _ in found.tags) == 2
+    assert sum(tag == "svg" for tag, _ in found.tags) == 2
+    assert "0.1235" in found.text
+    assert "123\u202f400" in found.text
+    assert "unused" not in found.text
+
+
+def test_what_results_say_is_text_and_never_markup(page):
+    assert "<b>" not in page.read_text()
+    assert not any(tag == "script" for tag, _ in Elements(page.read_text()).tags)
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    text = page.read_text()
+    loading = {"src", "href", "xlink:href", "data", "action", "poster", "srcset"}
+    for tag, attributes in Elements(text).tags:
+        for name in loading & attributes.keys():
+            assert attributes[name].startswith(("#", "data:")), (tag, name, attributes[name])
+    assert not re.findall(r"url\((?!#)|@import", text)
+
+
+def test_names_are_unique_and_every_reference_has_its_target(page):
+    text = page.read_text()
+    names = re.findall(r'\sid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    used = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"|labelledby="([^"]+)"', text)
+    assert used
+    assert {name for found in used for name in found if name} <= set(names)
+
+
+def test_plots_are_named_and_take_the_page_s_colours(page):
+    text = page.read_text()
+    pictures = [a for tag, a in Elements(text).tags if tag == "svg"]
+    assert [(a["role"], a["aria-label"]) for a in pictures] == [
+        ("img", "Plot: Sizes"),
+        ("img", "Plot: Sizes & more"),
+    ]
+    assert "currentColor" in text
+    assert "var(--series-0)" in text
+    assert not re.findall(r"#(?:010203|a10[1-6]0[1-6])", text)
+
+
+def test_headings_of_tables_say_what_they_head(page):
+    heads = [a for tag, a in Elements(page.read_text()).tags if tag == "th"]
+    assert {a["scope"] for a in heads} == {"col", "row"}
+
+
+def test_the_same_results_give_the_same_page(page, tmp_path):
+    again = write_report(tmp_path / "a.html", SECTIONS, title="A <title>", text="One page.")
+    assert again.read_text() == page.read_text()
+
+
+def test_a_failed_report_leaves_the_earlier_one(tmp_path):
+    class Broken(Sizes):
+        def figure(self, ax):
+            raise ZeroDivisionError
+
+    path = write_report(tmp_path / "report.html", SECTIONS, title="before")
+    before, style = path.read_text(), dict(rcParams)
+    with pytest.raises(ZeroDivisionError):
+        write_report(path, [Section("broken", Broken())], title="after")
+    path.with_name("taken.html").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        write_report(path.with_name("taken.html"), SECTIONS, title="after")
+    assert path.read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "taken.html"]
+    assert dict(rcParams) == style
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        ("", "–"),
+        ("word", "word"),
+        (True, "True"),
+        (1234567, "1\u202f234\u202f567"),
+        (0.000123456, "0.0001235"),
+        (0.25, "0.25"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_values_are_shown_for_reading(value, text):
+    assert shown(value) == text
+
+
+def test_columns_are_those_that_say_something():
+    rows = [{"a": 1, "b": None}, {"c": "", "d": 0, "a": 2}]
+    assert columns(rows) == ["a", "d"]
+
+
+@needs_browser
+def test_a_browser_shows_it_without_errors_and_without_asking_anyone(page):
+    log = page.parent / "net.json"
+    said = browse(page, f"--screenshot={page.parent / 'light.png'}", f"--log-net-log={log}")
+    assert "CONSOLE" not in said
+    asked = re.findall(r'"url":\s*"(https?://[^"]+)"', log.read_text())
+    own = [u for u in asked if "google" not in u and "gvt1" not in u]  # the browser's own updates
+    assert own == []
+
+
+@needs_browser
+def test_the_console_is_watched(tmp_path):
+    path = tmp_path / "bad.html"
+    path.write_text("<!doctype html><title>x</title><script>undefinedThing()</script>")
+    assert "CONSOLE" in browse(path, f"--screenshot={tmp_path / 'bad.png'}")
+
+
+def colours(path):
+    """The most frequent colour of a picture, and how many there are."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        counts = picture.convert("RGB").getcolors(maxcolors=1 << 24)
+    assert counts is not None
+    return max(counts)[1], len(counts)
+
+
+@needs_browser
+def test_the_picture_is_not_blank_and_follows_light_and_dark(page):
+    light, dark = page.parent / "light.png", page.parent / "dark.png"
+    browse(page, f"--screenshot={light}")
+    browse(page, f"--screenshot={dark}", "--blink-settings=preferredColorScheme=0")
+    (paper, many), (night, as_many) = colours(light), colours(dark)
+    assert min(paper) > 240
+    assert max(night) < 60
+    assert min(many, as_many) > 100
+
+
+@needs_browser
+def test_it_prints_on_white(page):
+    printed = page.parent / "page.pdf"
+    browse(page, f"--print-to-pdf={printed}", "--blink-settings=preferredColorScheme=0")
+    assert printed.read_bytes().startswith(b"%PDF")
+    assert printed.stat().st_size > 10_000
+
+
+def test_the_report_loads_no_library_before_it_is_written():
+    code = "import sys, json, bozzetto.report; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "jinja2"} & set(json.loads(done.stdout))
+
+
+def test_a_long_table_gets_a_taller_plot(tmp_path):
+    short = write_report(tmp_path / "a.html", [Section("s", Sizes())], title="t").read_text()
+    names = tuple(f"layer {i}" for i in range(40))
+
+    class Long(Sizes):
+        def figure(self, ax):
+            ax.barh(range(40), range(40))
+
+    long = write_report(tmp_path / "b.html", [Section("s", Long(names))], title="t").read_text()
+    heights = [float(re.findall(r'viewBox="0 0 \S+ (\S+)"', text)[0]) for text in (short, long)]
+    assert heights[1] > 2 * heights[0]
+    assert Path(tmp_path / "b.html").exists()
