@@ -49,8 +49,20 @@ ASIDE: dict[str, set[str]] = {
     "images": set(),
     "data": {PUBLIC, "batches", "images", "io", "plan"},
     "trajectory": {PUBLIC, "nn"},
-    "demo": {PUBLIC, "analysis", "batches", "nn", "report"},
-    "cli": {PUBLIC, "analysis", "batches", "data", "demo", "report"},
+    "demo": ALL_OF_IT | {PUBLIC, "analysis", "report"},  # it shows every part at work
+    "terminal": {"batches", "report"},
+    "cli": {
+        PUBLIC,
+        "analysis",
+        "batches",
+        "data",
+        "demo",
+        "io",
+        "knapsack",
+        "report",
+        "terminal",
+        "train",
+    },
 }
 MAY_IMPORT = ASIDE | {
     unit: set().union(*CHAIN[:place]) for place, layer in enumerate(CHAIN) for unit in layer

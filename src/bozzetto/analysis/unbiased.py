@@ -45,7 +45,7 @@ def relative_error(
     w: Tensor, energies: Tensor, signal: Tensor, *, k: int, terms: int, taps: int
 ) -> float:
     """The formula of `expected_error` for E‖Wx‖² (g,) and E[xⱼ²] (g, d), in any common unit."""
-    columns = w.square().sum(-2)  # (..., d)
+    columns = w.detach().square().sum(-2)  # (..., d)
     spread = columns.sum(-1) * energies.sum(-1) - 2 * (columns * energies).sum(-1)
     error = (w.shape[-2] - 1) / k * signal + (spread + signal) / (k * taps)
-    return float(error.sum() / (4 * terms) / signal.sum()) ** 0.5
+    return float((error.sum() / (4 * terms) / signal.sum()).detach()) ** 0.5
