@@ -317,7 +317,7 @@ def scores(
     }
 
 
-def alignment_study(plans: int = 40, inputs: int = 100) -> dict[str, Any]:
+def alignment_study(plans: int = 22, inputs: int = 100) -> dict[str, Any]:
     """Spearman of training-free scores with the accuracy after training, over random plans."""
     x, y, x_test, y_test = digits()
     rows = []
@@ -325,7 +325,7 @@ def alignment_study(plans: int = 40, inputs: int = 100) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
             model = build()
-        fitted(model, x, y, epochs=30, seed=0, lr=2e-3)
+        fitted(model, x, y, epochs=20, seed=0, lr=2e-3)
         calibration = [(x[:256], y[:256])]
         stats = bz.collect(model, calibration, loss=F.cross_entropy)
         made = bz.plan(model, stats, bz.Budget(params=0.3), methods=("lowrank",))
@@ -335,7 +335,7 @@ def alignment_study(plans: int = 40, inputs: int = 100) -> dict[str, Any]:
             small = bz.rebuild(model, random_plan(model, made, generator), stats).eval()
             found.append(scores(model, small, x[:inputs], y[:inputs], kernel))
             found[-1]["before"] = accuracy(small, x_test, y_test)
-            fitted(small, x, y, epochs=12, seed=i, lr=2e-3)
+            fitted(small, x, y, epochs=8, seed=i, lr=2e-3)
             found[-1]["accuracy"] = accuracy(small, x_test, y_test)
         row: dict[str, Any] = {
             "network": name,
