@@ -31,6 +31,7 @@ CHAIN: list[set[str]] = [
     {"plan"},
     {"refit"},
     {"compress"},
+    {"sketching"},
     {"io"},
 ]
 ALL_OF_IT = set[str]().union(*CHAIN)

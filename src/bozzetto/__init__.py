@@ -2,10 +2,11 @@
 
 from bozzetto import nn
 from bozzetto.budget import Budget
-from bozzetto.compress import compress, rebuild, sketch
+from bozzetto.compress import compress, rebuild
 from bozzetto.expand import expand
 from bozzetto.io import load, save
 from bozzetto.plan import Plan, plan
+from bozzetto.sketching import sketch
 from bozzetto.stats import Stats, collect
 from bozzetto.train import Recipe, evaluate, train
 
