@@ -232,3 +232,16 @@ def test_another_process_computes_the_same(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
     got = torch.load(tmp_path / "got.pt")
     torch.testing.assert_close(got, outputs(small.eval(), x), rtol=0, atol=0)
+
+
+def test_only_the_layers_asked_for_become_smaller() -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24))
+    _, made = bz.compress(model, 0.8, [torch.randn(64, 24)], layers=["2"])
+    assert set(made.choices) == {"2"}
+    assert made.dense == {"0": "not among the layers asked for"}
+
+
+def test_a_pattern_that_fits_no_layer_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24))
+    with pytest.raises(ValueError, match=r"\['0', '2'\]; 'head.\*' fits none"):
+        bz.compress(model, 0.8, [torch.randn(64, 24)], layers="head.*")

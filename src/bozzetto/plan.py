@@ -1,8 +1,9 @@
 """Choice and Plan: which layer becomes what, found as an exact knapsack."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Self
 
 import numpy as np
@@ -166,6 +167,7 @@ def plan(
     budget: Budget,
     *,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | str = "auto",
+    layers: Sequence[str] | str = "*",
     batch: Any = None,
     seed: int = 0,
 ) -> Plan:
@@ -176,19 +178,24 @@ def plan(
         stats: from `collect`.
         budget: fractions of the target that may be kept.
         methods: "auto", names, or {name: options}.
+        layers: patterns (as of file names) of the paths that may change; the rest stays dense.
         batch: one batch, on which multiply-adds of the whole network are counted; without it only
             those of the linear maps count.
         seed: of random sketches.
 
     Raises:
-        ValueError: for a model without layers to compress, or an unknown method.
+        ValueError: for a model without layers to compress, a pattern that fits no layer, or an
+            unknown method.
         Unreachable: for a budget that no plan meets, saying the smallest reachable.
     """
     expanded = expand(model)
     sites, dense = find_sites(expanded)
-    tried = _methods(methods)
+    tried, asked = _methods(methods), _asked(layers, sites)
     candidates: list[Candidate] = []
     for path, site in sites.items():
+        if path not in asked:
+            dense[path] = "not among the layers asked for"
+            continue
         found = _candidates(site, stats, tried, seed)
         if isinstance(found, str):
             dense[path] = found
@@ -206,6 +213,17 @@ def _methods(names: Any) -> list[tuple[str, dict[str, Any], Method]]:
         names = [names]
     items = names.items() if isinstance(names, Mapping) else [(name, {}) for name in names]
     return [(name, dict(options), make_method(name, dict(options))) for name, options in items]
+
+
+def _asked(patterns: Sequence[str] | str, paths: Collection[str]) -> set[str]:
+    """The paths that fit a pattern."""
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        fit = {path for path in paths if fnmatchcase(path, pattern)}
+        if paths and not fit:
+            raise ValueError(f"layers need to fit one of {sorted(paths)}; {pattern!r} fits none")
+        found |= fit
+    return found
 
 
 def _candidates(
