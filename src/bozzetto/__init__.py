@@ -5,7 +5,8 @@ from bozzetto.budget import Budget
 from bozzetto.compress import compress, rebuild
 from bozzetto.expand import expand
 from bozzetto.io import load, save
-from bozzetto.plan import Plan, plan
+from bozzetto.menu import plan
+from bozzetto.plan import Plan
 from bozzetto.sketching import sketch
 from bozzetto.stats import Stats, collect
 from bozzetto.train import Recipe, evaluate, train

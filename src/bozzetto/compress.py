@@ -1,20 +1,149 @@
 """The main job: `compress` a trained model, `rebuild` a plan's network."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from bozzetto.batches import in_mode
 from bozzetto.budget import Budget
 from bozzetto.expand import expand
+from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import seeded
+from bozzetto.menu import Menu, Methods, menu
 from bozzetto.methods import Objective, make_method
 from bozzetto.ops import Lookup
-from bozzetto.plan import Choice, Plan, plan
-from bozzetto.prices import count_params
+from bozzetto.plan import Choice, Plan
+from bozzetto.prices import count_params, time_models
 from bozzetto.refit import refit_
 from bozzetto.sites import Site, find_sites, lookup_twin, replace_module_
 from bozzetto.stats import Loss, Stats, collect
+
+Metric = Callable[[nn.Module], Any]
+_TRIES = 5  # of a bound on the forecast latency
+_CLOSE, _AIM = 0.93, 0.97  # of the asked latency: near enough; what the next try aims at
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A target measured once, from which networks of several sizes are made; see `survey`."""
+
+    model: nn.Module
+    batches: list[Any]
+    stats: Mapping[str, Stats]
+    menu: Menu
+
+    def compress(self, budget: Budget) -> tuple[nn.Module, Plan]:
+        """The network of least predicted loss within a budget, and its plan.
+
+        Raises:
+            Unreachable: for a budget that no plan meets.
+        """
+        made = self.menu.choose(budget) if budget.latency is None else self._timely(budget)
+        small = rebuild(self.model, made, self.stats)
+        return refit_(small, self.model, made, self.stats, self.batches), made
+
+    def _timely(self, budget: Budget) -> Plan:
+        """The best plan whose network, timed beside the target, keeps the bound on latency.
+
+        The sum of the layers' times is a forecast: the bound on it moves until the network's own
+        time is at most what was asked and little less.
+        """
+        asked = bound = cast(float, budget.latency)
+        found, fastest = None, math.inf
+        for _ in range(_TRIES):
+            made = self._timed(self.menu.choose(replace(budget, latency=bound)))
+            ratio = made.kept("latency")
+            fastest = min(fastest, ratio)
+            found = made if ratio <= asked else found
+            if _CLOSE * asked <= ratio <= asked or (bound == 1 and found):
+                break
+            bound = min(1.0, _AIM * bound * asked / ratio)
+        if found is None:
+            raise Unreachable(f"no plan keeps {asked} of the latency; the fastest kept {fastest}")
+        return found
+
+    def _timed(self, made: Plan) -> Plan:
+        """A plan with the measured times of the target and of the network that it makes."""
+        if not made.choices:  # the target itself
+            return replace(made, small=made.small | {"latency": made.target["latency"]})
+        networks = {"target": self.model, "small": rebuild(self.model, made)}
+        times = time_models(networks, self.batches[0])
+        target = made.target | {"latency": times["target"]}
+        return replace(made, target=target, small=made.small | {"latency": times["small"]})
+
+    def smallest(self, budget: Budget, floor: float, metric: Metric) -> tuple[nn.Module, Plan]:
+        """The smallest network found whose metric reaches the floor, all bounds shrunk alike.
+
+        The scale of the budget is halved until the floor is missed, then bisected to 3 %.
+
+        Raises:
+            TypeError: if the metric returns something else than a number.
+            ValueError: if it returns NaN.
+            Unreachable: if neither the target nor a network within the budget reaches the floor.
+        """
+        if (own := _measured(metric, self.model)) < floor:
+            raise Unreachable(f"the target itself is below the floor {floor}: it has {own:.6g}")
+        best, low, high, scale = None, 0.0, 1.0, 1.0
+        while high > 1.03 * low:
+            try:
+                found = self.compress(budget.scaled(scale))
+            except Unreachable:
+                if best is None:
+                    raise
+                found, value = None, -math.inf
+            else:
+                value = _measured(metric, found[0])
+            if value >= floor:
+                best, high = found, scale
+            elif best is None:
+                raise Unreachable(f"no network within {budget} reaches {floor}: got {value:.6g}")
+            else:
+                low = scale
+            scale = (low * high) ** 0.5 if low else high / 2
+        return cast(tuple[nn.Module, Plan], best)
+
+
+def _measured(metric: Metric, model: nn.Module) -> float:
+    """A metric's value, a number."""
+    with in_mode(model, training=False), torch.no_grad():
+        value = metric(model)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"a metric returns one number, the higher the better; got {came}")
+    if math.isnan(value):
+        raise ValueError("a metric returns a number, the higher the better; got NaN")
+    return float(value)
+
+
+def survey(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    methods: Methods = "auto",
+    layers: Sequence[str] | str = "*",
+    loss: Loss | None = None,
+    timed: bool = False,
+    seed: int = 0,
+) -> Survey:
+    """Measure a target on calibration data; arguments as of `compress`.
+
+    `timed` measures the latency of all candidates too, for budgets that bound it.
+    """
+    batches = list(calibration)
+    if not batches:
+        raise ValueError("calibration needs at least one batch; got none")
+    stats = collect(model, batches, loss=loss)
+    made = menu(
+        model, stats, methods=methods, layers=layers, batch=batches[0], timed=timed, seed=seed
+    )
+    return Survey(model, batches, stats, made)
 
 
 def compress(
@@ -22,7 +151,9 @@ def compress(
     keep: float | Budget,
     calibration: Iterable[Any],
     *,
-    methods: Any = "auto",
+    floor: float | None = None,
+    metric: Metric | None = None,
+    methods: Methods = "auto",
     layers: Sequence[str] | str = "*",
     loss: Loss | None = None,
     seed: int = 0,
@@ -34,6 +165,10 @@ def compress(
         keep: fraction of the trained values to keep, or a `Budget`.
         calibration: batches (see `bozzetto.batches`), labelled or not; kept in memory while layers
             are fitted one after the other.
+        floor: what `metric` must still reach on the delivered network. All bounds of `keep` then
+            shrink together as far as it does: `keep=1.0` asks for the fewest values,
+            `Budget(latency=1.0)` for the fastest network.
+        metric: a network -> a number, the higher the better.
         methods: "auto", names of methods, or {name: options}.
         layers: patterns of the paths that may become smaller; see `plan`. Dense layers behind them
             are still fitted to the inputs that they get.
@@ -41,18 +176,22 @@ def compress(
         seed: of random sketches.
 
     Raises:
-        ValueError: for a keep outside (0, 1], calibration that is empty or not finite, or a model
-            without layers to compress.
-        Unreachable: for a budget that no plan meets.
+        ValueError: for a keep outside (0, 1], calibration that is empty or not finite, a model
+            without layers to compress, or a metric that is NaN.
+        TypeError: for a metric that does not return a number.
+        Unreachable: for a budget that no plan meets, or a floor that no network within it reaches,
+            saying what was reached.
     """
     budget = Budget.of(keep)
-    batches = list(calibration)
-    if not batches:
-        raise ValueError("calibration needs at least one batch; got none")
-    stats = collect(model, batches, loss=loss)
-    made = plan(model, stats, budget, methods=methods, layers=layers, batch=batches[0], seed=seed)
-    small = rebuild(model, made, stats)
-    return refit_(small, model, made, stats, batches), made
+    if (floor is None) != (metric is None):
+        raise ValueError(f"a floor and a metric go together; got floor={floor}, metric={metric}")
+    timed = budget.latency is not None
+    made = survey(
+        model, calibration, methods=methods, layers=layers, loss=loss, timed=timed, seed=seed
+    )
+    if floor is None or metric is None:
+        return made.compress(budget)
+    return made.smallest(budget, floor, metric)
 
 
 def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = None) -> nn.Module:

@@ -1,21 +1,19 @@
 """Measured latency of several models on one batch, side by side in one process."""
 
-import math
 import statistics
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from bozzetto.batches import Batch, call, device_of, in_mode, to
+from bozzetto.timing import sample_in_turn, with_threads
 
-__all__ = ["Latency", "latency", "with_threads"]
-
-_SAMPLE = 2e-3  # seconds: shorter ones measure the clock and the scheduler
+__all__ = ["Latency", "latency"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,7 @@ def latency(
 ) -> Latency:
     """Time models in evaluation mode on one batch, in turn, so that a busy machine hits all alike.
 
-    Every round calls each model, the next one first in every round, often enough for a sample of
-    two milliseconds; two untimed rounds go before.
+    See `bozzetto.timing.sample_in_turn`.
 
     Args:
         models: by name; the first is what the others are compared to. Left as they were.
@@ -93,55 +90,16 @@ def latency(
         raise ValueError(
             f"latency needs repeats >= 1 and threads >= 1; got {repeats} and {threads}"
         )
-    names = list(models)
     with ExitStack() as borrowed:
         borrowed.enter_context(with_threads(threads))
         borrowed.enter_context(torch.no_grad())
         for model in models.values():
             borrowed.enter_context(in_mode(model, training=False))
         inputs = {name: to(batch, device_of(model)) for name, model in models.items()}
-        calls = {name: _calls_a_sample(models[name], inputs[name]) for name in names}
-        samples: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(repeats):
-            start = turn % len(names)
-            for name in names[start:] + names[:start]:
-                samples[name].append(_seconds(models[name], inputs[name], calls[name]))
-        return Latency({n: tuple(s) for n, s in samples.items()}, torch.get_num_threads())
-
-
-def _calls_a_sample(model: nn.Module, batch: Batch) -> int:
-    """How many calls make a sample, from two warm calls of which the second counts."""
-    _seconds(model, batch, 1)
-    return max(1, math.ceil(_SAMPLE / max(_seconds(model, batch, 1), 1e-7)))
-
-
-def _seconds(model: nn.Module, batch: Batch, calls: int) -> float:
-    """Mean time of one call."""
-    device = device_of(model)
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(calls):
-        call(model, batch)
-    _wait(device)
-    return (time.perf_counter() - began) / calls
-
-
-def _wait(device: torch.device) -> None:
-    """Until an accelerator has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-@contextmanager
-def with_threads(threads: int | None) -> Iterator[None]:
-    """That many threads within an operation of torch, as before afterwards; None leaves them."""
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        torch.set_num_threads(before)
+        calls = {name: partial(call, model, inputs[name]) for name, model in models.items()}
+        devices = {device_of(model) for model in models.values()}
+        found = sample_in_turn(calls, repeats, devices)
+        return Latency(found, torch.get_num_threads())
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:

@@ -8,12 +8,13 @@ from statistics import fmean
 from torch import nn
 
 import bozzetto as bz
-from bozzetto.analysis.latency import latency, with_threads
+from bozzetto.analysis.latency import latency
 from bozzetto.batches import Batch
 from bozzetto.demo.digits import held_out
 from bozzetto.demo.result import Demo, Variant, write_page
 from bozzetto.demo.ways import SKETCHED, SVD_TUNED, TARGET, TUNED, Run, Scale, run
 from bozzetto.prices import price_model
+from bozzetto.timing import with_threads
 
 __all__ = ["demo"]
 

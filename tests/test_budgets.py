@@ -1,0 +1,141 @@
+"""What bounds a network: bytes, measured latency, several at once, a floor under its quality."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bozzetto as bz
+from bozzetto.analysis.latency import latency
+from bozzetto.knapsack import Unreachable
+
+Network = tuple[nn.Module, Tensor]
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of what a saved file holds, tied tensors once."""
+    tensors = {t.data_ptr(): t for t in model.state_dict().values()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def wide(n: int = 192) -> tuple[nn.Module, list[Tensor]]:
+    """Wide layers of falling spectra, and inputs."""
+    layers = [nn.Linear(n, n) for _ in range(3)]
+    for layer in layers:
+        u, s, vh = torch.linalg.svd(layer.weight.detach())
+        layer.weight.data = (u * s * torch.arange(1, n + 1) ** -0.7 * 8) @ vh
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval(), [
+        torch.randn(128, n) for _ in range(2)
+    ]
+
+
+def fidelity(model: nn.Module, batches: list[Tensor]) -> Callable[[nn.Module], Tensor]:
+    """One less the relative error of the output."""
+    with torch.no_grad():
+        wanted = torch.cat([model(x) for x in batches])
+
+    def metric(network: nn.Module) -> Tensor:
+        got = torch.cat([network(x) for x in batches])
+        return 1 - (got - wanted).norm() / wanted.norm()
+
+    return metric
+
+
+def test_a_bound_on_bytes_is_met_as_counted_on_the_delivered_network(network: Network) -> None:
+    model, x = network
+    small, plan = bz.compress(model, bz.Budget(bytes=0.7), [x])
+    assert held(small) <= 0.7 * held(model)
+    assert plan.small["bytes"] == held(small)
+    assert plan.target["bytes"] == held(model)
+
+
+def test_half_precision_holds_half_the_bytes() -> None:
+    model, batches = wide()
+    half = model.bfloat16()
+    _, plan = bz.compress(half, 0.5, [x.bfloat16() for x in batches])
+    assert plan.small["bytes"] == 2 * plan.small["params"]
+
+
+def test_several_bounds_hold_together() -> None:
+    model, batches = wide()
+    _, plan = bz.compress(model, bz.Budget(params=0.5, flops=0.4, bytes=0.45), batches)
+    for resource, bound in {"params": 0.5, "flops": 0.4, "bytes": 0.45}.items():
+        assert plan.kept(resource) <= bound
+    assert max(plan.kept(r) for r in ("params", "flops", "bytes")) > 0.38
+
+
+def test_a_bound_on_latency_is_met_as_measured_on_the_delivered_network() -> None:
+    model, batches = wide(512)
+    small, plan = bz.compress(model, bz.Budget(latency=0.6), batches)
+    assert plan.kept("latency") <= 0.6
+    assert all(choice.latency for choice in plan.choices.values())
+    again = latency({"target": model, "small": small}, batches[0])
+    assert again.ratio("small") < 0.8  # allows for a busy machine
+
+
+def test_a_latency_out_of_reach_is_told() -> None:
+    model, batches = wide()
+    with pytest.raises(Unreachable, match=r"0\.0001 of the latency"):
+        bz.compress(model, bz.Budget(latency=0.0001), batches)
+
+
+def test_the_smallest_network_that_reaches_a_floor_is_found() -> None:
+    model, batches = wide()
+    metric = fidelity(model, batches)
+    small, plan = bz.compress(model, 1.0, batches, floor=0.8, metric=metric)
+    assert metric(small) >= 0.8
+    smaller, _ = bz.compress(model, 0.95 * plan.kept(), batches)
+    assert metric(smaller) < 0.8
+
+
+def test_a_floor_shrinks_every_bound_of_the_budget() -> None:
+    model, batches = wide()
+    budget = bz.Budget(params=0.9, flops=0.5)
+    _, plan = bz.compress(model, budget, batches, floor=0.8, metric=fidelity(model, batches))
+    assert plan.kept("flops") < 0.5
+    assert plan.kept("params") < 0.9
+
+
+def test_a_floor_above_the_target_is_told() -> None:
+    model, batches = wide()
+    with pytest.raises(Unreachable, match=r"the target itself is below the floor 1\.5: it has 1"):
+        bz.compress(model, 1.0, batches, floor=1.5, metric=fidelity(model, batches))
+
+
+def test_a_floor_that_the_budget_rules_out_reports_what_was_reached() -> None:
+    model, batches = wide()
+    with pytest.raises(Unreachable, match=r"params=0\.05.* reaches 0\.99: got 0\."):
+        bz.compress(model, 0.05, batches, floor=0.99, metric=fidelity(model, batches))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (float("nan"), ValueError, "got NaN"),
+        (torch.ones(3), TypeError, r"one number.*got \(3,\)"),
+        ("high", TypeError, "one number.*got str"),
+        (None, TypeError, "one number.*got NoneType"),
+    ],
+)
+def test_a_metric_that_gives_no_number_is_refused(
+    value: object, error: type[Exception], message: str
+) -> None:
+    model, batches = wide()
+    with pytest.raises(error, match=message):
+        bz.compress(model, 1.0, batches, floor=0.5, metric=lambda _: value)
+
+
+def test_a_floor_needs_a_metric() -> None:
+    model, batches = wide()
+    with pytest.raises(ValueError, match="a floor and a metric go together"):
+        bz.compress(model, 1.0, batches, floor=0.5)
+
+
+def test_the_target_is_untouched_by_timing_and_searching(network: Network) -> None:
+    model, x = network
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [m.training for m in model.modules()]
+    bz.compress(model, bz.Budget(latency=1.0), [x], floor=-1.0, metric=lambda _: 0.0)
+    assert flags == [m.training for m in model.modules()]
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
