@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_page(wheel: zipfile.ZipFi
         for path in (source / "bozzetto").rglob("*")
         if path.suffix in {".py", ".html", ".typed"}
     }
-    assert {"bozzetto/py.typed", "bozzetto/cli.py", "bozzetto/page.html"} <= wanted
+    assert {"bozzetto/py.typed", "bozzetto/cli/__init__.py", "bozzetto/page.html"} <= wanted
     extra = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert extra == wanted
 
