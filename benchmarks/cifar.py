@@ -33,20 +33,20 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The CIFAR ResNet of 6·blocks + 2 layers."""
+    """The CIFAR ResNet of 6·blocks + 2 layers; its stages have 1, 2 and 4 times `width` channels."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        n = 16
-        for stage, m in enumerate((16, 32, 64), 1):
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        n = width
+        for stage, m in enumerate((width, 2 * width, 4 * width), 1):
             made = []
             for i in range(blocks):
                 made.append(Block(n, m, 2 if stage > 1 and i == 0 else 1))
                 n = m
             self.add_module(f"layer{stage}", nn.Sequential(*made))
-        self.linear = nn.Linear(64, 10)
+        self.linear = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))

@@ -141,7 +141,7 @@ def menu(
         raise ValueError("a bound on latency needs a batch; got none")
     expanded = expand(model)
     sites, dense = find_sites(expanded)
-    tried, asked = _methods(methods), _asked(layers, sites)
+    tried, asked = _methods(methods), asked_layers(layers, sites)
     candidates: list[Candidate] = []
     times: dict[str, int] = {}
     for path, site in sites.items():
@@ -171,7 +171,7 @@ def _methods(names: Any) -> Tried:
     return [(name, dict(options), make_method(name, dict(options))) for name, options in items]
 
 
-def _asked(patterns: Sequence[str] | str, paths: Collection[str]) -> set[str]:
+def asked_layers(patterns: Sequence[str] | str, paths: Collection[str]) -> set[str]:
     """The paths that fit a pattern."""
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
