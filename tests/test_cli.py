@@ -184,6 +184,55 @@ def test_flops_alone_can_be_bounded(shop, capsys):
     assert json.loads(capsys.readouterr().out)["flops_kept"] <= 0.6
 
 
+def test_a_sweep_writes_a_network_a_fraction_and_a_page_that_compares_them(shop, capsys):
+    arguments = ["compress", f"{shop}:network", "--data", f"{shop}:batches", "--out", "all"]
+    said = answer(capsys, *arguments, "--sweep", "0.5,0.25", "--metric", "accuracy")
+    assert sorted(path.name for path in Path("all").iterdir()) == ["0.25", "0.5", "report.html"]
+    target, half, quarter = said["networks"]
+    assert target["params_kept"] == 1
+    assert quarter["params_kept"] <= 0.25 < half["params_kept"] <= 0.5
+    assert target["error"] == 0 < half["error"] < quarter["error"]
+    measured = answer(capsys, "evaluate", "all/0.5", "--data", f"{shop}:batches")
+    assert measured["accuracy"] == half["accuracy"]
+    page = Path("all/report.html").read_text()
+    assert "Size against quality" in page
+    assert run([*arguments, "--sweep", "0.5,0.25"]) == 1
+    assert "not empty" in told(capsys)
+    assert run([*arguments, "--sweep", "0.5", "--force"]) == 1
+    assert "all also holds ['0.25']" in told(capsys)
+    assert len(answer(capsys, *arguments, "--sweep", "0.25,0.5", "--force")["networks"]) == 3
+
+
+def test_a_floor_finds_the_smallest_network_that_reaches_it(shop, capsys):
+    arguments = ["compress", f"{shop}:network", "--data", f"{shop}:batches", "--out", "small"]
+    said = answer(capsys, *arguments, "--floor", "5", "--metric", "loss", "--val", f"{shop}:stream")
+    assert said["loss"] <= 5
+    assert said["params_kept"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "0.5,none"], "different fractions in (0, 1], as 0.5,0.25; got '0.5,none'"),
+        (["--sweep", "0.5,0.5"], "different fractions"),
+        (["--sweep", "0.5", "--floor", "0.5", "--metric", "accuracy"], "without a sweep"),
+        (["--floor", "0.5"], "a floor goes with a metric"),
+        (["--floor", "2", "--metric", "accuracy"], "the target itself is below the floor"),
+    ],
+)
+def test_sweeps_and_floors_that_make_no_sense_are_told(shop, capsys, options, message):
+    arguments = ["compress", f"{shop}:network", "--data", f"{shop}:batches", "--out", "small"]
+    assert run([*arguments, *options]) != 0
+    assert message in told(capsys)
+    assert not Path("small").exists()
+
+
+def test_bytes_and_latency_can_be_bounded(shop, capsys):
+    arguments = ["compress", f"{shop}:network", "--data", f"{shop}:batches", "--out", "small"]
+    assert answer(capsys, *arguments, "--size", "0.5")["bytes_kept"] <= 0.5
+    assert answer(capsys, *arguments, "--latency", "1", "--force")["latency_kept"] <= 1
+
+
 def test_tables_are_for_people(shop, capsys):
     assert compress(shop) == 0
     out, err = capsys.readouterr()

@@ -1,6 +1,6 @@
 """Batches: what the library takes for one, how a model is called on it, and what it gives back."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -17,6 +17,7 @@ __all__ = [
     "output_loss",
     "predicted",
     "split_batch",
+    "tensors",
     "to",
 ]
 
@@ -91,20 +92,22 @@ def batch_size(batch: Batch) -> int:
         ValueError: if the input has no tensor with an axis.
     """
     args, kwargs, _ = split_batch(batch)
-    for tensor in _tensors([*args, *kwargs.values()]):
+    for tensor in tensors([*args, *kwargs.values()]):
         if tensor.ndim:
             return len(tensor)
     raise ValueError("the input of a batch needs a tensor whose first axis is the batch; got none")
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value.values())
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a structure of mappings, lists and tuples, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
 
 
 def _field(output: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,13 @@ class Saved:
     sha256: str
 
 
-def check_output(folder: Path | str, *, force: bool = False) -> Path:
+def check_output(folder: Path | str, *, force: bool = False, also: Collection[str] = ()) -> Path:
     """The folder to write, refused if writing it would lose anything.
+
+    Args:
+        folder: to write.
+        force: a saved network may be replaced.
+        also: names in it that do not stand in the way then.
 
     Raises:
         FileExistsError: if it is not empty and `force` is not set, or holds files that are not a
@@ -59,7 +64,7 @@ def check_output(folder: Path | str, *, force: bool = False) -> Path:
     found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if found and not force:
         raise FileExistsError(f"an empty output folder is needed (or force); {folder} is not empty")
-    if foreign := found - {PLAN, WEIGHTS, "report.html"}:
+    if foreign := found - {PLAN, WEIGHTS, "report.html", *also}:
         raise FileExistsError(
             f"only a saved network is overwritten; {folder} also holds {sorted(foreign)[:5]}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bozzetto.batches import call, split_batch
+from bozzetto.batches import call, split_batch, tensors
 from bozzetto.expand import expand
 from bozzetto.linalg import random_signs
 from bozzetto.maps import LinearMap, NotLinear, linear_map
@@ -186,20 +186,8 @@ def _score(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if loss is not None:
         return loss(output, split_batch(batch)[2])
     total = torch.zeros(())
-    for place, value in enumerate(_tensors(output)):
+    graded = [y for y in tensors(output) if y.is_floating_point() and y.requires_grad]
+    for place, value in enumerate(graded):
         signs = random_signs(place, value.numel()).to(value)
         total = total.to(value.device) + (value * signs.view_as(value)).sum()
     return total
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The floating tensors in a model's output."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point() and output.requires_grad:
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)

@@ -1,15 +1,26 @@
 """The command that makes networks smaller: compress."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 import bozzetto as bz
 from bozzetto.analysis.certificate import certificate
-from bozzetto.analysis.latency import latency
+from bozzetto.analysis.front import Front, front
+from bozzetto.analysis.latency import latency as timed
 from bozzetto.cli.app import Builder, Flag, Json, Names, app, kept, write_page
-from bozzetto.data import load_batches, load_model
+from bozzetto.compress import Survey, survey
+from bozzetto.data import Model, load_batches, load_model
 from bozzetto.io import check_output
-from bozzetto.report import Section
+from bozzetto.report import Section, write_report
 from bozzetto.terminal import show, spinner, watched
+
+Shown = tuple[dict[str, Any], dict[str, Any]]  # facts, and tables by name
+_LOWER = ("loss", "mse")  # metrics that are better when lower
 
 
 @app.command
@@ -21,7 +32,14 @@ def compress(
     out: Path,
     keep: float | None = None,
     flops: float | None = None,
+    size: float | None = None,
+    latency: float | None = None,
+    sweep: str | None = None,
+    floor: float | None = None,
+    metric: Names = None,
+    val: str | None = None,
     methods: Names = None,
+    layers: Names = None,
     seed: int = 0,
     batch_size: int = 64,
     force: Flag = False,
@@ -35,7 +53,16 @@ def compress(
         out: Folder for plan.json, model.safetensors and report.html.
         keep: Fraction of the trained values to keep, in (0, 1].
         flops: Fraction of the multiply-adds to keep.
+        size: Fraction of the bytes to keep.
+        latency: Fraction of the time of a call to keep, measured on this machine.
+        sweep: Fractions of the bounds above (of the trained values without any), as
+            0.5,0.25,0.125: a network for each in a folder of its own, and a page that compares.
+        floor: What the first METRIC must still reach (loss, mse: at most); the bounds above then
+            shrink as far as it does.
+        metric: accuracy, top5, loss, mse, cosine; measured on VAL; may be repeated.
+        val: Labelled batches for METRIC, as DATA; DATA itself without it.
         methods: Names of methods to choose from, layer by layer; all that suit by default.
+        layers: Patterns of the paths that may become smaller; all by default.
         seed: Of random sketches and of the order of images.
         data: The batches: package.module:callable, a file or a folder.
         batch_size: Images in a batch, where DATA is a file or a folder.
@@ -44,22 +71,112 @@ def compress(
             names, as a folder may come from a stranger, and building a model runs code.
         as_json: Print JSON only, for programs.
     """
-    budget = bz.Budget(params=keep, flops=flops)
-    check_output(out, force=force)
+    bounds = {"params": keep, "flops": flops, "bytes": size, "latency": latency}
+    if set(bounds.values()) == {None} and (sweep or floor is not None):
+        bounds["params"] = 1.0
+    budget = bz.Budget(**bounds)
+    fractions = None if sweep is None else _fractions(sweep)
+    if floor is not None and (fractions or not metric):
+        raise ValueError("a floor goes with a metric and without a sweep")
+    folders = [out] if fractions is None else [out / f"{f:g}" for f in fractions]
+    check_output(out, force=force, also=[f.name for f in folders if f != out])
+    for folder in folders:
+        check_output(folder, force=force)
     target = load_model(model, build=builder, data=data)
-    loader = load_batches(data, size=batch_size, seed=seed)
-    batches = list(watched(loader, "reading DATA"))
+    batches = list(watched(load_batches(data, size=batch_size, seed=seed), "reading DATA"))
+    measures = _measures(metric, batches if val is None else load_batches(val, size=batch_size))
     with spinner() as say:
-        say("planning and fitting")
-        small, plan = bz.compress(
-            target.network, budget, batches, methods=methods or "auto", seed=seed
+        say("calibrating")
+        made = survey(
+            target.network,
+            batches,
+            methods=methods or "auto",
+            layers=layers or "*",
+            timed=budget.latency is not None,
+            seed=seed,
         )
-        say("measuring errors")
-        evidence = certificate(target.network, small, plan, batches)
-        say("measuring latency")
-        speed = latency({"target": target.network, "small": small}, batches[0])
-    bz.save(out, small, plan, source=target.source, force=force)
-    write_page(out, plan, Section("Error of each layer", evidence), Section("Latency", speed))
-    head = {"folder": str(out), "made_from": target.source} | kept(plan)
-    head["latency_ratio"] = speed.ratio("small")
-    show(as_json, head, {"layers": plan.rows(), "errors": evidence.rows()})
+        job = _Job(target, made, measures, force, say)
+        if fractions is not None:
+            head, tables = job.sweep(out, [budget.scaled(f) for f in fractions], folders)
+        elif floor is None or not metric:
+            say("planning and fitting")
+            head, tables = job.write(out, *made.compress(budget))
+        else:
+            say("searching")
+            sign, measure = -1 if metric[0] in _LOWER else 1, measures[metric[0]]
+            found = made.smallest(budget, sign * floor, lambda small: sign * measure(small))
+            head, tables = job.write(out, *found)
+    show(as_json, head, tables)
+
+
+def _fractions(text: str) -> list[float]:
+    """Fractions to keep, from "0.5,0.25"."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < f <= 1 for f in found) or len(set(found)) < len(found):
+        raise ValueError(f"a sweep needs different fractions in (0, 1], as 0.5,0.25; got {text!r}")
+    return found
+
+
+Measure = Callable[[nn.Module], float]
+
+
+def _measures(names: Sequence[str] | None, batches: Iterable[Any]) -> dict[str, Measure]:
+    """The metrics on labelled batches, as functions of a network."""
+    held = list(batches) if isinstance(batches, Iterator) else batches  # passed over more than once
+
+    def measure(network: nn.Module, name: str) -> float:
+        return bz.evaluate(network, held, name)
+
+    return {name: partial(measure, name=name) for name in names or []}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is shared by all networks that one call writes."""
+
+    target: Model
+    survey: Survey
+    measures: dict[str, Measure]
+    force: bool
+    say: Callable[[str], None]
+
+    def write(self, out: Path, small: nn.Module, plan: bz.Plan) -> Shown:
+        """One network with its report; what to show of it."""
+        self.say("measuring errors")
+        evidence = certificate(self.target.network, small, plan, self.survey.batches)
+        self.say("measuring latency")
+        networks = {"target": self.target.network, "small": small}
+        speed = timed(networks, self.survey.batches[0])
+        sections = [Section("Error of each layer", evidence), Section("Latency", speed)]
+        head = {"folder": str(out), "made_from": self.target.source} | kept(plan)
+        head["latency_ratio"] = speed.ratio("small")
+        if self.measures:
+            self.say("measuring quality")
+            made = self._front({out.name: small})
+            sections.insert(0, Section("Size against quality", made))
+            head |= {name: made.points[1].quality[name] for name in self.measures}
+        bz.save(out, small, plan, source=self.target.source, force=self.force)
+        write_page(out, plan, *sections)
+        return head, {"layers": plan.rows(), "errors": evidence.rows()}
+
+    def sweep(self, out: Path, budgets: Sequence[bz.Budget], folders: Sequence[Path]) -> Shown:
+        """A network for every budget and the page that compares them; what to show of them."""
+        networks: dict[str, nn.Module] = {}
+        for budget, folder in zip(budgets, folders, strict=True):
+            self.say(f"planning and fitting {folder.name}")
+            networks[folder.name], plan = self.survey.compress(budget)
+            self.write(folder, networks[folder.name], plan)
+        self.say("comparing")
+        made = self._front(networks)
+        speed = timed({"target": self.target.network, **networks}, self.survey.batches[0])
+        sections = [Section("Size against quality", made), Section("Latency", speed)]
+        write_report(out / "report.html", sections, title=out.name)
+        head = {"folder": str(out), "made_from": self.target.source}
+        return head, {"networks": made.rows(), "latency": speed.rows()}
+
+    def _front(self, networks: Mapping[str, nn.Module]) -> Front:
+        batches = self.survey.batches
+        return front(self.target.network, networks, batches, metrics=self.measures)
