@@ -1,8 +1,11 @@
 """`sketch`: the network of sketched layers that is trained directly at a fraction of the size."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from torch import nn
@@ -35,12 +38,11 @@ def sketch(
 ) -> tuple[nn.Module, Plan]:
     """The network of sketched layers to train from scratch at a fraction of the size, and its plan.
 
-    All sketches get the same number of rows k, the largest with which the whole meets the budget
-    (the first layers one more, where that fits). A layer of which k rows would not be smaller stays
-    dense: so do narrow first and last layers. Why equal rows: at random cores, the tangent kernel
-    of a sketched layer fluctuates about the dense layer's by 1/√(terms·k), whatever its width; to
-    share values in proportion instead starves the narrow layers. The model gives the architecture
-    only; its weights are not used.
+    At random cores the tangent kernel of a sketched layer fluctuates about the dense layer's with a
+    variance of 1/(terms·k), k the rows of its sketches, whatever its widths. Rows go, one after the
+    other, where they lower the sum of these variances most for the values they cost: k ends up
+    as 1/√(values of a row), and a layer that k rows would not make smaller stays dense, as narrow
+    first and last layers do. The model gives the architecture only; its weights are not used.
 
     Args:
         model: the architecture; not changed.
@@ -70,7 +72,7 @@ def sketch(
 
 @dataclass(frozen=True)
 class _Ladder:
-    """Plans of growing size for one model: at level i, i more rows have gone round the layers."""
+    """Plans of growing size for one model: level i has i rows more than one a sketch."""
 
     model: nn.Module
     sites: Mapping[str, Site]  # that can be sketched
@@ -99,12 +101,21 @@ class _Ladder:
             target = price_model(model, batch)._asdict()
         return cls(model, usable, dense, method, options, batch, seed, target)
 
+    @cached_property
+    def steps(self) -> list[str]:
+        """Whose sketches get the next row: 1/k - 1/(k + 1) of variance for the values of a row."""
+        order: list[tuple[int, str]] = []
+        for path, site in self.sites.items():
+            row = self.method.values(site.map, 1)
+            order += [(k * (k + 1) * row, path) for k in range(1, self.method.most(site.map) + 1)]
+        return [path for _, path in sorted(order, key=itemgetter(0))]
+
     def plan(self, level: int) -> Plan:
-        """The plan at a level; the price of its network is counted in `priced`."""
-        rounds, more = divmod(level, len(self.sites))
+        """The plan at a level, not priced."""
+        more = Counter(self.steps[:level])
         choices, dense = {}, dict(self.dense)
-        for place, (path, site) in enumerate(self.sites.items()):
-            size = rounds + 1 + (place < more)
+        for path, site in self.sites.items():
+            size = 1 + more[path]
             if size <= self.method.most(site.map):
                 choices[path] = self._choice(site, size)
             else:
@@ -140,6 +151,5 @@ class _Ladder:
                 f"no sketch keeps {budget.bounds()[name]} of the {name}: the smallest is "
                 f"{self.priced(0).kept(name):.4f}"
             )
-        most = max(self.method.most(site.map) for site in self.sites.values())
-        levels = range(len(self.sites) * most + 1)  # at the last one all is dense
+        levels = range(len(self.steps) + 1)  # at the last one all is dense
         return self.priced(bisect_left(levels, True, lo=1, key=lambda n: broken(n) is not None) - 1)
