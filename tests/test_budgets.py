@@ -71,7 +71,8 @@ def test_a_bound_on_latency_is_met_as_measured_on_the_delivered_network() -> Non
     assert plan.kept("latency") <= 0.6
     assert all(choice.latency for choice in plan.choices.values())
     again = latency({"target": model, "small": small}, batches[0])
-    assert again.ratio("small") < 0.8  # allows for a busy machine
+    target, kept = (min(again.seconds[name]) for name in ("target", "small"))
+    assert kept < 0.8 * target  # allows for a busy machine
 
 
 def test_a_latency_out_of_reach_is_told() -> None:

@@ -20,6 +20,7 @@ CHAIN: list[set[str]] = [
     {"linalg"},
     {"tensors"},
     {"sketch"},
+    {"moments"},
     {"nn"},
     {"ops"},
     {"maps"},

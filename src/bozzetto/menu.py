@@ -15,6 +15,7 @@ from bozzetto.knapsack import Unreachable, knapsack, least
 from bozzetto.linalg import derive_seed
 from bozzetto.maps import LinearMap
 from bozzetto.methods import AUTO, Method, Objective, make_method
+from bozzetto.methods.method import too_wide
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import (
     Price,
@@ -195,13 +196,15 @@ def _candidates(
     found = [Candidate(site.path, None, price_site(site, stats)._asdict(), 0.0)]
     own = derive_seed(seed, site.path)
     for name, options, method in methods:
+        if method.needs_moments and too_wide(site.map):
+            continue
         sizes = method.sizes(site.map)
         for size, error in zip(sizes, method.errors(objective, sizes), strict=True):
             price = price_site(site, stats, partial(_build, method, size))._asdict()
             relative = (max(error, 0.0) / objective.energy) ** 0.5
             choice = Choice(name, size, own, **price, error=relative, options=options)
             found.append(Candidate(site.path, choice, price, error * known.positions))
-    return found if len(found) > 1 else "it is too small to have a smaller form"
+    return found if len(found) > 1 else "no method has a smaller form of it"
 
 
 def _build(method: Method, size: int, m: LinearMap) -> nn.Module:

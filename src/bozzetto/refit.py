@@ -12,7 +12,8 @@ from bozzetto.batches import call
 from bozzetto.expand import expand
 from bozzetto.maps import LinearMap, linear_map
 from bozzetto.methods import Objective, make_method
-from bozzetto.methods.method import INPUT_DAMPING, damped
+from bozzetto.methods.method import INPUT_DAMPING
+from bozzetto.moments import WIDE, damped
 from bozzetto.nn.parts import write_weight_
 from bozzetto.ops import Lookup, Op
 from bozzetto.plan import Plan
@@ -73,8 +74,8 @@ def refit_(
 def _order(target: nn.Module, plan: Plan, batch: Any) -> list[str]:
     """Linear layers and batch norms, as they run, from the first changed layer on.
 
-    Look-ups see the same indices in both networks and layers of tied weights serve two places;
-    both keep their first fit.
+    Look-ups see the same indices in both networks, layers of tied weights serve two places and very
+    wide ones have no whole moment: they keep their first fit.
     """
     paths: list[str] = []
 
@@ -86,7 +87,7 @@ def _order(target: nn.Module, plan: Plan, batch: Any) -> list[str]:
         return add
 
     sites, _ = find_sites(target)
-    linear = {p for p, s in sites.items() if not users(s) and not isinstance(s.map.op, Lookup)}
+    linear = {p for p, s in sites.items() if not users(s) and not _first_fit(s.map)}
     with _hooks() as add:
         for path, module in target.named_modules():
             norm = isinstance(module, BatchNorm) and module.running_mean is not None
@@ -96,6 +97,10 @@ def _order(target: nn.Module, plan: Plan, batch: Any) -> list[str]:
             call(target, batch)
     first = next((i for i, path in enumerate(paths) if path in plan.choices), len(paths))
     return paths[first:]
+
+
+def _first_fit(m: LinearMap) -> bool:
+    return isinstance(m.op, Lookup) or m.block[1] > WIDE
 
 
 @contextmanager

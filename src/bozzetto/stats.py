@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from bozzetto.batches import call, split_batch, tensors
 from bozzetto.expand import expand
 from bozzetto.linalg import random_signs
 from bozzetto.maps import LinearMap, NotLinear, linear_map
+from bozzetto.moments import WIDE, SketchedMoment
 from bozzetto.ops import Lookup, Op
 
 _CHUNK = 1 << 24  # patch values formed at once
@@ -25,19 +26,33 @@ class Stats:
 
     Attributes:
         moment: C = E[x xᵀ] of the input patches, (g, d, d); for a look-up the share of every
-            index, (n,).
+            index, (n,); a `SketchedMoment` for d > `bozzetto.moments.WIDE`.
         mean: μ = E[x], (g, d); None for a look-up.
         gradient: E[g gᵀ] of the loss's gradient at the output, (g, m, m), or None where no
-            gradient arrived.
+            gradient arrived; a `SketchedMoment` for m > WIDE.
         positions: number of output positions seen.
         shapes: input shapes of the layer's calls in the first batch.
     """
 
-    moment: Tensor
+    moment: Tensor | SketchedMoment
     mean: Tensor | None
-    gradient: Tensor | None
+    gradient: Tensor | SketchedMoment | None
     positions: int
     shapes: tuple[tuple[int, ...], ...]
+
+
+Sum = Tensor | SketchedMoment
+
+
+def _squares(rows: Tensor) -> Sum:
+    """Σ x xᵀ over rows (g, b, n), float64."""
+    return SketchedMoment.of(rows) if rows.shape[-1] > WIDE else (rows.mT @ rows).double()
+
+
+def _plus(total: Sum | None, part: Sum) -> Sum:
+    if isinstance(part, SketchedMoment):
+        return part if total is None else cast(SketchedMoment, total) + part
+    return part if total is None else cast(Tensor, total).add_(part)
 
 
 @dataclass
@@ -46,41 +61,42 @@ class _Meter:
 
     op: Op
     vocabulary: int
-    moment: Tensor | float = 0.0
+    moment: Sum | None = None
     mean: Tensor | float = 0.0
-    gradient: Tensor | float = 0.0
+    gradient: Sum | None = None
     positions: int = 0
     graded: int = 0
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
     def add_input(self, x: Tensor) -> None:
         if isinstance(self.op, Lookup):
-            self.moment = self.moment + torch.bincount(x.flatten(), minlength=self.vocabulary)
+            counts = torch.bincount(x.flatten(), minlength=self.vocabulary)
+            self.moment = _plus(self.moment, counts.double())
             self.positions += x.numel()
             return
         for part in chunks(x, self.op):
             rows = self.op.patches(part)  # (g, b, d)
-            self.moment = self.moment + (rows.mT @ rows).double()
+            self.moment = _plus(self.moment, _squares(rows))
             self.mean = self.mean + rows.sum(1).double()
             self.positions += rows.shape[1]
 
     def add_gradient(self, gradient: Tensor) -> None:
         rows = gradient.movedim(self.op.dim, -1).flatten(0, -2).unflatten(-1, (self.op.groups, -1))
         rows = _single(rows).movedim(1, 0)  # (g, b, m)
-        self.gradient = self.gradient + (rows.mT @ rows).double()
+        self.gradient = _plus(self.gradient, _squares(rows))
         self.graded += rows.shape[1]
 
+    def finite(self) -> bool:
+        """Whether the inputs so far were; the mean of a look-up's is."""
+        return bool(torch.as_tensor(self.mean).isfinite().all())
+
     def result(self) -> Stats:
-        assert isinstance(self.moment, Tensor)
+        assert self.moment is not None
         mean = self.mean / self.positions if isinstance(self.mean, Tensor) else None
-        gradient = self.gradient / self.graded if isinstance(self.gradient, Tensor) else None
-        return Stats(
-            (self.moment / self.positions).double().cpu(),
-            None if mean is None else mean.cpu(),
-            None if gradient is None else gradient.cpu(),
-            self.positions,
-            tuple(self.shapes),
-        )
+        gradient = None if self.gradient is None else (self.gradient / self.graded).cpu()
+        moment = (self.moment / self.positions).cpu()
+        mean = None if mean is None else mean.cpu()
+        return Stats(moment, mean, gradient, self.positions, tuple(self.shapes))
 
 
 def _single(x: Tensor) -> Tensor:
@@ -152,7 +168,7 @@ def _measure(
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
             meter.add_input(x)
-            if not bool(torch.as_tensor(meter.moment).isfinite().all()):
+            if not meter.finite():
                 raise ValueError(
                     f"calibration needs finite values; in batch {number} the input of layer "
                     f"{path!r} has NaN or infinity"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class LowRank(Method):
     The truncated SVD of Kᵀ W L minimises the objective at every rank at once (Eckart and Young
     in the whitened metric): the dropped squared singular values are the error.
     """
+
+    needs_moments: ClassVar[bool] = False
 
     def values(self, m: LinearMap, size: int) -> int:
         """r(m + d) a group."""

@@ -5,12 +5,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap
+from bozzetto.moments import WIDE, Diagonal, Full, LowRank, Metric, SketchedMoment, metric_of
+from bozzetto.ops import Lookup
 from bozzetto.stats import Stats
 
 INPUT_DAMPING = 1e-3  # of the mean eigenvalue: directions that calibration barely saw keep a price
@@ -35,62 +37,61 @@ class Objective:
         return self.map.matrix()
 
     @cached_property
-    def moment(self) -> Tensor | None:
-        """C: (g, d, d), for look-ups (d,); None is the identity."""
+    def input_metric(self) -> Metric | None:
+        """C, or None for the identity."""
         if self.stats is None:
             return None
-        c = self.stats.moment
-        if self.map.bias is not None and self.stats.mean is not None:
-            c = c - self.stats.mean.unsqueeze(-1) * self.stats.mean.unsqueeze(-2)
-        return damped(c, INPUT_DAMPING)
+        c, mean = self.stats.moment, self.stats.mean
+        if self.map.bias is not None and mean is not None:
+            sketched = isinstance(c, SketchedMoment)
+            c = c.centred(mean) if sketched else c - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        return metric_of(c, INPUT_DAMPING)
 
     @cached_property
-    def gradient(self) -> Tensor | None:
-        """G: (g, m, m); None is the identity."""
+    def output_metric(self) -> Metric | None:
+        """G, or None for the identity."""
         if self.stats is None or self.stats.gradient is None:
             return None
-        return damped(self.stats.gradient, OUTPUT_DAMPING)
+        return metric_of(self.stats.gradient, OUTPUT_DAMPING)
 
-    @cached_property
-    def input_root(self) -> Tensor | None:
-        """L with L Lᵀ = C, lower triangular; for a diagonal C its root."""
-        c = self.moment
-        if c is None:
-            return None
-        return c.sqrt() if c.ndim == 1 else torch.linalg.cholesky(c)
+    @property
+    def moment(self) -> Tensor | None:
+        """C: (g, d, d), for look-ups (d,); None is the identity.
 
-    @cached_property
-    def output_root(self) -> Tensor | None:
-        """K with K Kᵀ = G, lower triangular."""
-        return None if self.gradient is None else torch.linalg.cholesky(self.gradient)
+        Raises:
+            ValueError: for a layer too wide to have it whole.
+        """
+        return _whole(self.input_metric)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """G: (g, m, m), or None for the identity; raises as `moment`."""
+        return _whole(self.output_metric)
 
     def whiten(self, change: Tensor) -> Tensor:
         """Kᵀ Δ L: its squared norm is the objective; (g, m, d)."""
-        root = self.input_root
-        if root is not None:
-            change = change * root if root.ndim == 1 else change @ root
-        return change if self.output_root is None else self.output_root.mT @ change
+        if self.input_metric is not None:
+            change = self.input_metric.whiten(change)
+        return self.whiten_output(change)
+
+    def whiten_output(self, b: Tensor) -> Tensor:
+        """Kᵀ B for B: (g, m, r), K Kᵀ = G."""
+        return b if self.output_metric is None else self.output_metric.whiten(b.mT).mT
 
     def unwhiten_input(self, a: Tensor) -> Tensor:
-        """A L⁻¹ for A: (g, r, d)."""
-        root = self.input_root
-        if root is None:
-            return a
-        if root.ndim == 1:
-            return a / root
-        return torch.linalg.solve_triangular(root, a, upper=False, left=False)
+        """A L⁻¹ for A: (g, r, d), L Lᵀ = C."""
+        return a if self.input_metric is None else self.input_metric.unwhiten(a)
 
     def unwhiten_output(self, b: Tensor) -> Tensor:
         """K⁻ᵀ B for B: (g, m, r)."""
-        if self.output_root is None:
-            return b
-        return torch.linalg.solve_triangular(self.output_root.mT, b, upper=True)
+        return b if self.output_metric is None else self.output_metric.unwhiten(b.mT).mT
 
     def error(self, change: Tensor) -> float:
         """The objective at a change of the weight (g, m, d)."""
-        c, g = self.moment, self.gradient
-        right = change if c is None else change * c if c.ndim == 1 else change @ c
-        return float(((change if g is None else g @ change) * right).sum())
+        c, g = self.input_metric, self.output_metric
+        right = change if c is None else c.times(change)
+        left = change if g is None else g.times(change.mT).mT
+        return float((left * right).sum())
 
     @cached_property
     def energy(self) -> float:
@@ -108,19 +109,27 @@ class Objective:
             target.copy_(bias)
 
 
-def damped(a: Tensor, fraction: float) -> Tensor:
-    """A moment, full or diagonal, plus that fraction of its mean eigenvalue: positive definite."""
-    if a.ndim == 1:
-        return a + (fraction * a.mean() + 1e-30)
-    mean = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return a + (fraction * mean + 1e-30) * torch.eye(a.shape[-1], dtype=a.dtype)
+def _whole(metric: Metric | None) -> Tensor | None:
+    if isinstance(metric, LowRank):
+        raise ValueError(f"a whole moment is kept up to a width of {WIDE}; this layer is wider")
+    return metric if metric is None else cast(Full | Diagonal, metric).c
+
+
+def too_wide(m: LinearMap) -> bool:
+    """Whether a side of the map is too wide for a whole moment."""
+    return m.block[0] > WIDE or (m.block[1] > WIDE and not isinstance(m.op, Lookup))
 
 
 class Method(ABC):
     """A way to write a linear map with fewer numbers; instances are frozen dataclasses of options.
 
     `size` is the one number that trades values for quality.
+
+    Attributes:
+        needs_moments: whether fitting needs the whole moments, which very wide layers do not have.
     """
+
+    needs_moments: ClassVar[bool] = True
 
     @abstractmethod
     def values(self, m: LinearMap, size: int) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap
-from bozzetto.methods.method import Method, Objective, damped, spread_sizes
+from bozzetto.methods.method import Method, Objective, spread_sizes
+from bozzetto.moments import damped
 from bozzetto.nn.parts import map_order, write_weight_
 from bozzetto.ops import Conv
 
@@ -115,7 +116,7 @@ def _taps(objective: Objective) -> int:
 def _leading_inputs(objective: Objective, rank: int) -> Tensor:
     """A: the input mode's leading directions, whitened by the channels' own moment; (g, r, n)."""
     n, taps = objective.map.weight.shape[1], _taps(objective)
-    w = objective.w if objective.output_root is None else objective.output_root.mT @ objective.w
+    w = objective.whiten_output(objective.w)
     modes = w.unflatten(-1, (n, taps)).movedim(2, 1).flatten(2)  # (g, n, m·taps)
     if objective.moment is None:
         u = torch.linalg.svd(modes, full_matrices=False)[0]
@@ -133,8 +134,7 @@ def _regress(objective: Objective, a: Tensor, rank: int) -> Factors:
     cw = wide if c is None else wide @ c
     root = torch.linalg.cholesky(damped(cw @ wide.mT, 1e-12))
     seen = torch.linalg.solve_triangular(root, cw @ objective.w.mT, upper=False).mT
-    if objective.output_root is not None:
-        seen = objective.output_root.mT @ seen
+    seen = objective.whiten_output(seen)
     u, s, vh = torch.linalg.svd(seen, full_matrices=False)
     core = s[:, :rank].unsqueeze(-1) * vh[:, :rank]
     core = torch.linalg.solve_triangular(root, core, upper=False, left=False)

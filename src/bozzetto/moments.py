@@ -1,0 +1,166 @@
+"""Second moments, held whole or, where they are too wide for that, as a sketch and a diagonal."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bozzetto.sketch import Fold
+
+__all__ = ["RANK", "WIDE", "Diagonal", "Full", "LowRank", "Metric", "SketchedMoment", "metric_of"]
+
+WIDE = 16_384  # beyond: a whole moment would take over 2 GiB
+RANK = 1_024  # rows of the sketch of a wider one
+
+
+@dataclass(frozen=True)
+class SketchedMoment:
+    """What is kept of a moment C too wide to hold, gathered in one pass; float64.
+
+    Attributes:
+        diagonal: of C, (g, n).
+        product: C Uᵀ, (g, n, s), U: (s, n) the fold sketch of seed 0.
+    """
+
+    diagonal: Tensor
+    product: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, rank: int = RANK) -> "SketchedMoment":
+        """The sum Σ x xᵀ over rows (g, b, n)."""
+        short = _test_matrix(rows.shape[-1], rank).to(rows.device).down(rows)  # (g, b, s)
+        return cls(rows.double().square().sum(1), (rows.mT @ short).double())
+
+    def __add__(self, other: "SketchedMoment") -> "SketchedMoment":
+        """The sum of two, as of the rows of both."""
+        return SketchedMoment(self.diagonal + other.diagonal, self.product + other.product)
+
+    def __truediv__(self, count: float) -> "SketchedMoment":
+        """Sums to means."""
+        return SketchedMoment(self.diagonal / count, self.product / count)
+
+    def cpu(self) -> "SketchedMoment":
+        """The same on the CPU."""
+        return SketchedMoment(self.diagonal.cpu(), self.product.cpu())
+
+    def centred(self, mean: Tensor) -> "SketchedMoment":
+        """That of x − μ, for μ: (g, n)."""
+        short = _test_matrix(mean.shape[-1], self.product.shape[-1]).down(mean)  # (g, s)
+        product = self.product - mean.unsqueeze(-1) * short.unsqueeze(-2)
+        return SketchedMoment((self.diagonal - mean.square()).clamp_min(0), product)
+
+    def approximate(self) -> tuple[Tensor, Tensor]:
+        """Diagonal D: (g, n) and factor F: (g, n, r) of C ≈ D + F Fᵀ.
+
+        F Fᵀ = C Uᵀ (U C Uᵀ)⁺ U C (Nyström; Halko, Martinsson and Tropp 2011, §5.4); D is what the
+        diagonal has beyond it.
+        """
+        n, rank = self.product.shape[-2:]
+        core = _test_matrix(n, rank).down(self.product, dim=-2)  # (g, s, s)
+        values, vectors = torch.linalg.eigh((core + core.mT) / 2)
+        floor = values[..., -1:].clamp_min(1e-300) * rank * torch.finfo(core.dtype).eps
+        inverse = torch.where(values > floor, values.clamp_min(1e-300).rsqrt(), 0.0)
+        factor = self.product @ (vectors * inverse.unsqueeze(-2))
+        return (self.diagonal - factor.square().sum(-1)).clamp_min(0), factor
+
+
+def _test_matrix(n: int, rank: int) -> Fold:
+    return Fold(n, rank, seed=0)
+
+
+class Metric(ABC):
+    """A symmetric positive definite C = L Lᵀ in which the rows of a matrix are measured."""
+
+    @abstractmethod
+    def times(self, a: Tensor) -> Tensor:
+        """A C for A: (g, r, n)."""
+
+    @abstractmethod
+    def whiten(self, a: Tensor) -> Tensor:
+        """A L."""
+
+    @abstractmethod
+    def unwhiten(self, a: Tensor) -> Tensor:
+        """A L⁻¹."""
+
+
+class Full(Metric):
+    """C as it is, (g, n, n); L its Cholesky factor."""
+
+    def __init__(self, c: Tensor) -> None:
+        self.c, self.root = c, torch.linalg.cholesky(c)
+
+    def times(self, a: Tensor) -> Tensor:
+        """A C."""
+        return a @ self.c
+
+    def whiten(self, a: Tensor) -> Tensor:
+        """A L."""
+        return a @ self.root
+
+    def unwhiten(self, a: Tensor) -> Tensor:
+        """A L⁻¹."""
+        return torch.linalg.solve_triangular(self.root, a, upper=False, left=False)
+
+
+class Diagonal(Metric):
+    """C diagonal, (n,)."""
+
+    def __init__(self, c: Tensor) -> None:
+        self.c, self.root = c, c.sqrt()
+
+    def times(self, a: Tensor) -> Tensor:
+        """A C."""
+        return a * self.c
+
+    def whiten(self, a: Tensor) -> Tensor:
+        """A L."""
+        return a * self.root
+
+    def unwhiten(self, a: Tensor) -> Tensor:
+        """A L⁻¹."""
+        return a / self.root
+
+
+class LowRank(Metric):
+    """C = D + F Fᵀ with L = D^½ (I + Q (Σ − I) Qᵀ), D^-½ F = Q S Vᵀ and Σ² = I + S²."""
+
+    def __init__(self, diagonal: Tensor, factor: Tensor) -> None:
+        self.diagonal, self.factor = diagonal, factor
+        self.root = diagonal.sqrt().unsqueeze(-2)  # (g, 1, n)
+        self.q, s, _ = torch.linalg.svd(factor / self.root.mT, full_matrices=False)
+        self.sigma = (1 + s.square()).sqrt().unsqueeze(-2)  # (g, 1, r)
+
+    def times(self, a: Tensor) -> Tensor:
+        """A C."""
+        return a * self.diagonal.unsqueeze(-2) + (a @ self.factor) @ self.factor.mT
+
+    def whiten(self, a: Tensor) -> Tensor:
+        """A L."""
+        a = a * self.root
+        return a + ((a @ self.q) * (self.sigma - 1)) @ self.q.mT
+
+    def unwhiten(self, a: Tensor) -> Tensor:
+        """A L⁻¹."""
+        a = a + ((a @ self.q) * (1 / self.sigma - 1)) @ self.q.mT
+        return a / self.root
+
+
+def metric_of(moment: Tensor | SketchedMoment, damping: float) -> Metric:
+    """A moment plus a fraction of its mean eigenvalue on the diagonal, as a metric."""
+    if isinstance(moment, SketchedMoment):
+        diagonal, factor = moment.approximate()
+        mean = moment.diagonal.mean(-1, keepdim=True)
+        return LowRank(diagonal + damping * mean + 1e-30, factor)
+    if moment.ndim == 1:
+        return Diagonal(damped(moment, damping))
+    return Full(damped(moment, damping))
+
+
+def damped(a: Tensor, fraction: float) -> Tensor:
+    """A moment, full or diagonal, plus that fraction of its mean eigenvalue: positive definite."""
+    if a.ndim == 1:
+        return a + (fraction * a.mean() + 1e-30)
+    mean = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return a + (fraction * mean + 1e-30) * torch.eye(a.shape[-1], dtype=a.dtype)

@@ -1,0 +1,107 @@
+"""Moments that are too wide to hold: their sketch, the metric it gives, and what it costs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bozzetto as bz
+from bozzetto import moments, refit, stats
+from bozzetto.linalg import seeded
+from bozzetto.maps import linear_map
+from bozzetto.methods import LowRank, Objective
+from bozzetto.methods import method as method_module
+from bozzetto.moments import SketchedMoment, metric_of
+from bozzetto.stats import Stats
+
+
+def rows(count: int = 400, n: int = 60, decay: float = 1.0) -> Tensor:
+    """Correlated rows with an offset, (1, count, n), float64."""
+    with seeded(0, torch.device("cpu")):
+        mix = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+        scales = torch.arange(1, n + 1, dtype=torch.float64) ** -decay
+        return (torch.randn(count, n, dtype=torch.float64) * scales @ mix.T + 0.3).unsqueeze(0)
+
+
+def dense(moment: SketchedMoment) -> Tensor:
+    diagonal, factor = moment.approximate()
+    return torch.diag_embed(diagonal) + factor @ factor.mT
+
+
+def test_a_moment_of_low_rank_is_kept_exactly() -> None:
+    x = rows()
+    x[..., 5:] = x[..., :5] @ rows(5, 55)[0]
+    kept = SketchedMoment.of(x, rank=16)
+    torch.testing.assert_close(dense(kept), x.mT @ x)
+
+
+def test_the_diagonal_is_always_exact() -> None:
+    x = rows()
+    kept = SketchedMoment.of(x, rank=8)
+    exact = (x.mT @ x).diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(dense(kept).diagonal(dim1=-2, dim2=-1), exact)
+
+
+def test_sums_and_centring_commute_with_sketching() -> None:
+    x = rows()
+    mean = x.mean(1)
+    parts = SketchedMoment.of(x[:, :150], 12) + SketchedMoment.of(x[:, 150:], 12)
+    whole = SketchedMoment.of(x - mean.unsqueeze(1), 12) / 400
+    centred = (parts / 400).centred(mean)
+    torch.testing.assert_close(centred.product, whole.product)
+    torch.testing.assert_close(centred.diagonal, whole.diagonal)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "sketched"])
+def test_a_metric_is_what_its_root_and_product_say(kind: str) -> None:
+    x = rows()
+    full = x.mT @ x / 400
+    moment = {
+        "full": full,
+        "diagonal": full[0].diagonal(),
+        "sketched": SketchedMoment.of(x, 8) / 400,
+    }[kind]
+    metric, eye = metric_of(moment, 1e-3), torch.eye(60, dtype=torch.float64).unsqueeze(0)
+    root = metric.whiten(eye)
+    torch.testing.assert_close(root @ root.mT, metric.times(eye))
+    torch.testing.assert_close(metric.unwhiten(metric.whiten(eye)), eye)
+
+
+def test_half_of_the_directions_cost_little_where_the_spectrum_falls() -> None:
+    """A low-rank fit in the sketched metric, judged in the exact one."""
+    x, layer = rows(), nn.Linear(60, 40, bias=False, dtype=torch.float64)
+    m, exact = linear_map(layer), Stats(x.mT @ x / 400, None, None, 400, ((400, 60),))
+    errors = {}
+    for rank in (None, 4, 15, 30):
+        moment = exact.moment if rank is None else SketchedMoment.of(x, rank) / 400
+        method, found = LowRank(), Objective(m, Stats(moment, None, None, 400, exact.shapes))
+        made = method.build(m, 10, 0)
+        method.fit_(made, found)
+        errors[rank] = Objective(m, exact).error(m.matrix() - method.weight(made, m))
+    assert errors[None] <= errors[30] <= 1.1 * errors[None]
+    assert errors[15] < errors[4]
+
+
+def test_layers_too_wide_for_a_moment_are_compressed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (moments, stats, method_module, refit):
+        monkeypatch.setattr(module, "WIDE", 40)
+    monkeypatch.setattr(SketchedMoment.of.__func__, "__defaults__", (16,))
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48)).eval()
+    x = rows(300, 32)[0].float()
+    found = bz.collect(model, [x])
+    assert isinstance(found["0"].gradient, SketchedMoment)
+    assert isinstance(found["2"].moment, SketchedMoment)
+    small, plan = bz.compress(model, 0.5, [x], methods=["lowrank", "sketched"])
+    assert {choice.method for choice in plan.choices.values()} == {"lowrank"}
+    with torch.no_grad():
+        error = (small(x) - model(x)).norm() / model(x).norm()
+    assert error < 0.25
+
+
+def test_a_method_that_needs_the_whole_moment_is_told() -> None:
+    x = rows()
+    m = linear_map(nn.Linear(60, 40, bias=False, dtype=torch.float64))
+    found = Objective(m, Stats(SketchedMoment.of(x, 8), None, None, 400, ()))
+    with pytest.raises(ValueError, match="a whole moment is kept up to a width of"):
+        _ = found.moment
