@@ -28,12 +28,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.pad:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(x, (0, 0, 0, 0, self.pad, y.shape[1] - x.shape[1] - self.pad))
         return F.relu(y + x)
 
 
 class ResNet(nn.Module):
-    """The CIFAR ResNet of 6·blocks + 2 layers; its stages have 1, 2 and 4 times `width` channels."""
+    """The CIFAR ResNet of 6·blocks + 2 layers; stages of 1, 2 and 4 times `width` channels."""
 
     def __init__(self, blocks: int, width: int = 16) -> None:
         super().__init__()
