@@ -1,0 +1,339 @@
+"""Is a network of sketched layers, trained from scratch, as accurate as the whole one?
+
+Every contestant has the same number of trained values, a fraction of the dense network's: `sketch`
+decides what each layer gets; low rank, Tucker and hashed weights get the same for the same layers;
+the narrower network meets the number as a whole, give or take a channel. All are trained alike
+(AdamW, cosine, the same epochs and batches) at a learning rate of their own: the best of the
+problem's grid on a tuning seed, at a quarter of the values. The scope "conv" leaves all but the
+convolutions dense and keeps the fraction of theirs.
+
+Accuracies are in per cent of the test images, or of the next characters. A row has the mean and the
+standard deviation over seeds, and the mean difference to the dense network of the same seed.
+
+    python benchmarks/direct.py         # all networks, the most telling cells first; can be resumed
+    python benchmarks/run.py direct-mlp # one network to its end
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bozzetto as bz
+from bozzetto.linalg import random_integers, random_signs
+from bozzetto.methods import make_method
+from bozzetto.sites import find_sites, replace_module_
+from direct_networks import PROBLEMS, Problem, Shuffled
+
+CACHE = Path(__file__).parent / "cache" / "direct.jsonl"
+SEEDS, TUNING_SEED, TUNING_KEEP = (0, 1, 2), 1000, 0.25
+
+
+class Hashed(nn.Module):
+    """HashedNets (Chen et al. 2015): every weight is one of few trained values, signed."""
+
+    def __init__(self, layer: nn.Module, values: int, seed: int) -> None:
+        super().__init__()
+        weight, self.layer = layer.weight, layer
+        std = float(weight.detach().std())
+        self.values = nn.Parameter(torch.randn(values) * std)
+        bucket = random_integers(seed, weight.numel(), values).view_as(weight)
+        self.register_buffer("bucket", bucket, persistent=False)
+        signs = random_signs(seed + 1, weight.numel()).view_as(weight).to(weight.dtype)
+        self.register_buffer("signs", signs, persistent=False)
+        del self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.values[self.bucket] * self.signs
+        if isinstance(self.layer, nn.Embedding):
+            return F.embedding(x, weight)
+        return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+
+
+Build = Callable[[nn.Module, bz.Plan], nn.Module]
+
+
+def as_method(name: str, model: nn.Module, plan: bz.Plan) -> nn.Module:
+    """Every layer of the plan in another form of at most as many values; low rank where none."""
+    sites, sketched, choices = find_sites(bz.expand(model))[0], make_method("sketched"), {}
+    for path, choice in plan.choices.items():
+        site, values = sites[path].map, sketched.values(sites[path].map, choice.size)
+        kind = name if make_method(name).most(site) else "lowrank"
+        size = make_method(kind).most(site, values / site.weight.numel())
+        choices[path] = replace(choice, method=kind, size=max(1, size), options={})
+    return bz.rebuild(model, replace(plan, choices=choices, small={}))
+
+
+def hashed(model: nn.Module, plan: bz.Plan) -> nn.Module:
+    small, sketched = copy.deepcopy(model), make_method("sketched")
+    for path, site in find_sites(model)[0].items():
+        if path in plan.choices:
+            choice = plan.choices[path]
+            layer = Hashed(
+                small.get_submodule(path), sketched.values(site.map, choice.size), choice.seed
+            )
+            small = replace_module_(small, path, layer)
+    return small
+
+
+def joint(model: nn.Module, plan: bz.Plan) -> nn.Module:
+    """The paper's sketch of whole patches in every convolution of the plan."""
+    small = bz.rebuild(model, plan)
+    for path, choice in plan.choices.items():
+        old = model.get_submodule(path)
+        if isinstance(old, nn.Conv2d) and old.kernel_size != (1, 1):
+            layer = bz.nn.SketchConv2d(
+                old.in_channels, old.out_channels, old.kernel_size, choice.size,
+                stride=old.stride, padding=old.padding, bias=old.bias is not None,
+                form="joint", seed=choice.seed,
+            )  # fmt: skip
+            small = replace_module_(small, path, layer)
+    return small
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How a contestant is made of the dense network and the default sketch's plan."""
+
+    build: Build | None = None  # None: by `sketch` with the options
+    rate_of: str = ""  # whose tuned learning rate it takes; "" its own
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def sketched(**options: Any) -> Contestant:
+    return Contestant(None, "fold" if options else "", tuple(options.items()))
+
+
+CONTESTANTS = {
+    "dense": Contestant(),
+    "fold": sketched(),
+    "low rank": Contestant(partial(as_method, "lowrank")),
+    "narrower": Contestant(),
+    "hashed": Contestant(hashed),
+    "tucker": Contestant(partial(as_method, "tucker")),
+    "fold in": sketched(sides="in"),
+    "fold out": sketched(sides="out"),
+    "sign": sketched(family="sign"),
+    "fold l=2": sketched(terms=2),
+    "fold l=3": sketched(terms=3),
+    "hadamard": sketched(family="hadamard"),
+    "count": sketched(family="count"),
+    "gauss": sketched(family="gauss"),
+    "joint": Contestant(joint, "fold"),
+    "sign joint": Contestant(joint, "fold", (("family", "sign"),)),
+    "sign l=2": sketched(family="sign", terms=2),
+    "sign l=3": sketched(family="sign", terms=3),
+}
+CHIEF = tuple(CONTESTANTS)[:6]
+CONVOLUTIONAL = ("tucker", "joint", "sign joint")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    problem: str
+    contestant: str
+    keep: float
+    scope: str
+    seed: int
+    rate: float | None = None  # None: the tuned one
+
+
+def initial(problem: Problem, seed: int, width: float = 1.0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return problem.network(width)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def narrower(problem: Problem, keep: float, seed: int) -> nn.Module:
+    """The widest dense network of that share of the values, or two hundredths of it more."""
+    limit = 1.02 * keep * count(problem.network(1.0))
+    fit = [w / 128 for w in range(1, 129) if count(problem.network(w / 128)) <= limit]
+    return initial(problem, seed, fit[-1])
+
+
+def convolutions(model: nn.Module) -> list[str]:
+    return [p for p, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+
+
+def build(cell: Cell) -> nn.Module:
+    problem, contestant = PROBLEMS[cell.problem], CONTESTANTS[cell.contestant]
+    model = initial(problem, cell.seed)
+    if cell.contestant == "dense":
+        return model
+    if cell.contestant == "narrower":
+        return narrower(problem, cell.keep, cell.seed)
+    layers, keep = "*", cell.keep
+    if cell.scope == "conv":
+        layers = convolutions(model)
+        own = sum(model.get_submodule(p).weight.numel() for p in layers) / count(model)
+        keep = 1 - own * (1 - cell.keep)
+    small, plan = bz.sketch(model, keep, layers=layers, seed=cell.seed, **dict(contestant.options))
+    return contestant.build(model, plan) if contestant.build else small
+
+
+def run(cell: Cell, rate: float) -> dict[str, Any]:
+    problem, model, began = PROBLEMS[cell.problem], build(cell), time.perf_counter()
+    data = problem.data(problem.count)
+    recipe = bz.Recipe(epochs=problem.epochs, lr=rate, seed=cell.seed)
+    try:
+        history = bz.train(model, Shuffled(data, problem.batch), recipe)
+    except FloatingPointError:
+        return {"accuracy": 0.0, "values": count(model), "lr": rate, "diverged": True}
+    tests = list(zip(data.x_test.split(500), data.y_test.split(500), strict=True))
+    return {
+        "accuracy": 100 * bz.evaluate(model, tests),
+        "loss": history.epochs[-1]["loss"],
+        "values": count(model),
+        "lr": rate,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+class Runs:
+    """Finished cells, in a file that grows by a line a cell."""
+
+    def __init__(self) -> None:
+        lines = CACHE.read_text().splitlines() if CACHE.exists() else []
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        self.done = {json.dumps(e["cell"]): e for e in entries}
+
+    def get(self, cell: Cell) -> dict[str, Any] | None:
+        return self.done.get(json.dumps(asdict(cell)))
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        found = self.get(cell)
+        if found is None:
+            found = {"cell": asdict(cell), **run(cell, cell.rate or self.tuned(cell))}
+            self.done[json.dumps(asdict(cell))] = found
+            CACHE.parent.mkdir(exist_ok=True)
+            with CACHE.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        return found
+
+    def tuned(self, cell: Cell) -> float:
+        name = CONTESTANTS[cell.contestant].rate_of or cell.contestant
+        runs = [self.run(c) for c in tuning_cells(cell.problem, name)]
+        return max(runs, key=lambda r: r["accuracy"])["lr"]
+
+
+def tuning_cells(problem: str, name: str) -> list[Cell]:
+    keep = 1.0 if name == "dense" else TUNING_KEEP
+    rates = PROBLEMS[problem].rates
+    return [Cell(problem, name, keep, "all", TUNING_SEED, rate) for rate in rates]
+
+
+def applies(problem: str, name: str, scope: str) -> bool:
+    has_convs = bool(convolutions(PROBLEMS[problem].network(1.0)))
+    if scope == "conv" or name in CONVOLUTIONAL:
+        return has_convs and not (scope == "conv" and name == "narrower")
+    return True
+
+
+def tiers() -> list[list[tuple[str, float, str]]]:
+    """(contestant, keep, scope), the most telling first; each tier is run on every problem."""
+    rest = [name for name in CONTESTANTS if name not in CHIEF]
+    chief = [name for name in CHIEF if name != "dense"]
+    return [
+        [("dense", 1.0, "all"), *((name, 0.25, "all") for name in chief)],
+        [(name, 0.125, "all") for name in chief],
+        [(name, 0.25, "all") for name in rest],
+        [(name, 0.5, "all") for name in chief],
+        [(name, 0.0625, "all") for name in chief],
+        [(name, 0.25, "conv") for name in chief],
+        [(name, 0.125, "all") for name in rest],
+    ]
+
+
+def cells(problem: str, tier: list[tuple[str, float, str]]) -> Iterator[Cell]:
+    for name, keep, scope in tier:
+        if applies(problem, name, scope):
+            yield from (Cell(problem, name, keep, scope, seed) for seed in SEEDS)
+
+
+def row(runs: Runs, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the seeds of one contestant that are done."""
+    cell, scores = Cell(**found[0]["cell"]), [f["accuracy"] for f in found]
+    whole = [
+        base["accuracy"]
+        for f in found
+        if (base := runs.get(Cell(cell.problem, "dense", 1.0, "all", f["cell"]["seed"])))
+    ]
+    pairs = [a - b for a, b in zip(scores, whole, strict=len(whole) == len(scores))]
+    return {
+        "contestant": cell.contestant,
+        "keep": cell.keep,
+        "scope": cell.scope,
+        "values": found[0]["values"],
+        "lr": found[0]["lr"],
+        "seeds": len(found),
+        "accuracy": round(fmean(scores), 3),
+        "spread": round(stdev(scores), 3) if len(scores) > 1 else None,
+        "against_dense": round(fmean(pairs), 3) if pairs else None,
+    }
+
+
+def table(problem: str, runs: Runs) -> dict[str, Any]:
+    """The rows of whatever is done, and how much that is."""
+    every = [cell for tier in tiers() for cell in cells(problem, tier)]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in every:
+        if (found := runs.get(cell)) is not None:
+            groups.setdefault(str(replace(cell, seed=0)), []).append(found)
+    settings = PROBLEMS[problem]
+    return {
+        "cells_done": sum(map(len, groups.values())),
+        "cells_planned": len(every),
+        "samples": settings.count,
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "rates": list(settings.rates),
+        "rows": [row(runs, found) for found in groups.values()],
+    }
+
+
+def study(problem: str) -> dict[str, Any]:
+    runs = Runs()
+    for tier in tiers():
+        for cell in cells(problem, tier):
+            runs.run(cell)
+    return table(problem, runs)
+
+
+BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
+    name: partial(study, name) for name in PROBLEMS
+}
+
+
+def main() -> None:
+    """Every cell of every network, tier by tier; the results are written after every network."""
+    import run as runner
+
+    runs = Runs()
+    for tier in tiers():
+        for problem in PROBLEMS:
+            for cell in cells(problem, tier):
+                found = runs.run(cell)
+                print(problem, cell.contestant, cell.keep, cell.scope, cell.seed,
+                      f"{found['accuracy']:.2f}", found["lr"], flush=True)  # fmt: skip
+            head = {"command": "python benchmarks/direct.py", "machine": runner.machine()}
+            runner.write(problem, head | table(problem, runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
