@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -230,7 +229,4 @@ def _same(value: Tensor, name: str, wanted: Tensor) -> Tensor:
 
 
 def _fill_(small: nn.Module, values: Mapping[str, Tensor]) -> None:
-    own = small.state_dict()
-    with torch.no_grad():
-        for name, value in values.items():
-            own[name].copy_(value)
+    small.load_state_dict(dict(values), strict=False)  # the other names of tied tensors are missing

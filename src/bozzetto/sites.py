@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap, NotLinear, linear_map
 from bozzetto.nn.parts import Down, Hashed, Sum, Up
+from bozzetto.nn.signs import Signs
 from bozzetto.ops import CONVS, Dense, Lookup
 
 KNOWN = (nn.Linear, nn.Embedding, *CONVS.values())
@@ -97,6 +98,19 @@ class TransposedLinear(nn.Module):
         return F.linear(x, self.weight.T)
 
 
+class SharedSigns(nn.Module):
+    """The adjoint of a pointwise layer of signs, or rows of its weight; the bits are shared."""
+
+    def __init__(self, signs: Signs, *, lookup: bool) -> None:
+        super().__init__()
+        self.signs, self.lookup = signs, lookup
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., m) -> (..., n); of indices (...) -> (..., n)."""
+        weight = cast(Tensor, self.signs.layer.weight)
+        return F.embedding(x, weight) if self.lookup else F.linear(x, weight.T)
+
+
 @singledispatch
 def lookup_twin(layer: nn.Module, padding_idx: int | None) -> nn.Module:
     """The embedding whose table is the weight of a rewritten dense layer n → m, (m, n) sharing it.
@@ -116,13 +130,18 @@ def _(layer: nn.Linear, padding_idx: int | None) -> nn.Module:
 
 @lookup_twin.register
 def _(layer: nn.Sequential, padding_idx: int | None) -> nn.Module:
-    first, last = layer
+    *before, last = layer
     if isinstance(last, Up):  # its rows are U's: look them up in the core
-        table = cast(nn.Parameter, first.weight)
+        table = cast(nn.Parameter, before[0].weight)
         twin = Hashed(last.sketch, table, padding_idx, last.scale)
         twin.weight = table
         return twin
-    return nn.Sequential(lookup_twin(last, padding_idx), transpose(first))
+    return nn.Sequential(lookup_twin(last, padding_idx), *map(transpose, reversed(before)))
+
+
+@lookup_twin.register
+def _(layer: Signs, padding_idx: int | None) -> nn.Module:
+    return SharedSigns(layer, lookup=True)
 
 
 @lookup_twin.register
@@ -139,6 +158,11 @@ def transpose(layer: nn.Module) -> nn.Module:
 @transpose.register
 def _(layer: nn.Linear) -> nn.Module:
     return TransposedLinear(layer)
+
+
+@transpose.register
+def _(layer: Signs) -> nn.Module:
+    return SharedSigns(layer, lookup=False)
 
 
 @transpose.register

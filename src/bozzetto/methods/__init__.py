@@ -2,6 +2,7 @@
 
 from bozzetto.methods.lowrank import LowRank
 from bozzetto.methods.method import Method, Objective
+from bozzetto.methods.signs import SignsMethod
 from bozzetto.methods.sketched import SketchedMethod
 from bozzetto.methods.tucker import Tucker
 
@@ -11,6 +12,7 @@ __all__ = [
     "LowRank",
     "Method",
     "Objective",
+    "SignsMethod",
     "SketchedMethod",
     "Tucker",
     "make_method",
@@ -18,6 +20,7 @@ __all__ = [
 
 METHODS: dict[str, type[Method]] = {
     "lowrank": LowRank,
+    "signs": SignsMethod,
     "sketched": SketchedMethod,
     "tucker": Tucker,
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap
 from bozzetto.moments import WIDE, Diagonal, Full, LowRank, Metric, SketchedMoment, metric_of
-from bozzetto.ops import Lookup
+from bozzetto.ops import Conv, Lookup
 from bozzetto.stats import Stats
 
 INPUT_DAMPING = 1e-3  # of the mean eigenvalue: directions that calibration barely saw keep a price
@@ -70,9 +70,11 @@ class Objective:
 
     def whiten(self, change: Tensor) -> Tensor:
         """Kᵀ Δ L: its squared norm is the objective; (g, m, d)."""
-        if self.input_metric is not None:
-            change = self.input_metric.whiten(change)
-        return self.whiten_output(change)
+        return self.whiten_output(self.whiten_input(change))
+
+    def whiten_input(self, a: Tensor) -> Tensor:
+        """A L for A: (g, r, d), L Lᵀ = C."""
+        return a if self.input_metric is None else self.input_metric.whiten(a)
 
     def whiten_output(self, b: Tensor) -> Tensor:
         """Kᵀ B for B: (g, m, r), K Kᵀ = G."""
@@ -166,6 +168,29 @@ class Method(ABC):
     @abstractmethod
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """The objective that `fit_` reaches at every size, or a little more."""
+
+
+def fresh_variance(m: LinearMap) -> float:
+    """Variance of the weights that torch draws for the dense layer."""
+    if isinstance(m.op, Lookup):
+        return 1.0
+    transposed = isinstance(m.op, Conv) and m.op.transposed
+    rows, d = m.block
+    fan_in = d // m.weight.shape[1] * rows if transposed else d  # torch's, of the weight as stored
+    return 1 / (3 * fan_in)
+
+
+def fresh_bias_(bias: nn.Parameter | None, m: LinearMap) -> None:
+    """Draw a bias as torch draws the dense layer's."""
+    if bias is not None:
+        bound = (3 * fresh_variance(m)) ** 0.5
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def fresh_(part: nn.Module, variance: float) -> None:
+    """Draw a part's weights uniformly with that variance."""
+    bound = (3 * variance) ** 0.5
+    nn.init.uniform_(cast(Tensor, part.weight), -bound, bound)
 
 
 def spread_sizes(most: int, count: int = 24) -> list[int]:

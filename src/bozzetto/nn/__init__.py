@@ -10,12 +10,14 @@ from bozzetto.nn.convs import (
 )
 from bozzetto.nn.layers import SketchEmbedding, SketchLinear
 from bozzetto.nn.parts import Down, Hashed, JointDown, Sum, Up
+from bozzetto.nn.signs import Signs
 from bozzetto.nn.sketched import Sketched
 
 __all__ = [
     "Down",
     "Hashed",
     "JointDown",
+    "Signs",
     "SketchConv1d",
     "SketchConv2d",
     "SketchConv3d",
