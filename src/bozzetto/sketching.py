@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,6 +24,9 @@ from bozzetto.sites import Site, find_sites, users
 
 __all__ = ["sketch"]
 
+Ends = Literal["auto", "dense", "sketched"]
+_SMALL_END = 1 / 8  # of the budget: a layer of less stays dense where ends="auto"
+
 
 def sketch(
     model: nn.Module,
@@ -32,6 +35,7 @@ def sketch(
     family: str = "fold",
     sides: Sides = "both",
     terms: int = 1,
+    ends: Ends = "auto",
     layers: Sequence[str] | str = "*",
     batch: Any = None,
     seed: int = 0,
@@ -41,8 +45,8 @@ def sketch(
     At random cores the tangent kernel of a sketched layer fluctuates about the dense layer's with a
     variance of 1/(terms·k), k the rows of its sketches, whatever its widths. Rows go, one after the
     other, where they lower the sum of these variances most for the values they cost: k ends up
-    as 1/√(values of a row), and a layer that k rows would not make smaller stays dense, as narrow
-    first and last layers do. The model gives the architecture only; its weights are not used.
+    as 1/√(values of a row), and a layer that k rows would not make smaller stays dense. The model
+    gives the architecture and the scale of the fresh weights; its weights are not used.
 
     Args:
         model: the architecture; not changed.
@@ -50,6 +54,8 @@ def sketch(
         family: of the sketches, see `bozzetto.sketch`.
         sides: where layers are sketched: "both", "in" or "out".
         terms: sketches a side.
+        ends: whether the first and the last layer are sketched: "auto" leaves each of them dense
+            that takes at most an eighth of the budget.
         layers: patterns (as of file names) of the paths that may change; the rest stays dense.
         batch: one batch, on which multiply-adds are counted; a bound on them needs it.
         seed: of sketches and cores.
@@ -66,7 +72,10 @@ def sketch(
     if budget.flops is not None and batch is None:
         raise ValueError("a bound on flops is counted on a batch; got batch=None")
     options = {"family": family, "sides": sides, "terms": terms}
-    made = _Ladder.of(model, options, layers, batch, seed).highest(budget)
+    if ends not in ("auto", "dense", "sketched"):
+        raise ValueError(f"ends is 'auto', 'dense' or 'sketched'; got {ends!r}")
+    share = {"auto": _SMALL_END * min(budget.bounds().values()), "dense": 1.0, "sketched": 0.0}
+    made = _Ladder.of(model, options, layers, share[ends], batch, seed).highest(budget)
     return rebuild(model, made), made
 
 
@@ -85,15 +94,27 @@ class _Ladder:
 
     @classmethod
     def of(
-        cls, model: nn.Module, options: dict[str, Any], layers: Any, batch: Any, seed: int
+        cls,
+        model: nn.Module,
+        options: dict[str, Any],
+        layers: Sequence[str] | str,
+        end: float,
+        batch: Any,
+        seed: int,
     ) -> "_Ladder":
+        """All that can be sketched; the ends only if they hold a larger share than `end`."""
         whole, method = expand(model), make_method("sketched", options)
         sites, dense = find_sites(whole)
-        asked = asked_layers(layers, sites)
-        usable = {p: s for p, s in sites.items() if p in asked and method.most(s.map) > 0}
-        for path in sites.keys() - usable.keys():
-            small = "it is too small to have a smaller form"
-            dense[path] = small if path in asked else "not among the layers asked for"
+        asked, most = asked_layers(layers, sites), end * count_params(whole)
+        ends = next(iter(sites), ""), next(reversed(sites), "")
+        for path, site in sites.items():
+            if path not in asked:
+                dense[path] = "not among the layers asked for"
+            elif path in ends and site.map.weight.numel() <= most:
+                dense[path] = "it is the first or the last layer"
+            elif method.most(site.map) == 0:
+                dense[path] = "it is too small to have a smaller form"
+        usable = {path: site for path, site in sites.items() if path not in dense}
         if not usable:
             raise ValueError(f"nothing to sketch: needed a layer with a smaller form; got {dense}")
         target = {"params": count_params(whole)}
