@@ -3,19 +3,20 @@
 Every contestant has the same number of trained values, a fraction of the dense network's: `sketch`
 decides what each layer gets; low rank, Tucker and hashed weights get the same for the same layers;
 the narrower network meets the number as a whole, give or take a channel. All are trained alike
-(AdamW, cosine, the same epochs and batches) at a learning rate of their own: the best of the
-problem's grid on a tuning seed, at a quarter of the values. The scope "conv" leaves all but the
+(AdamW, cosine, the same epochs and batches, and the learning rate that was the dense network's best
+of 1.5, 3, 6 and 12 thousandths). The scope "conv" leaves all but the
 convolutions dense and keeps the fraction of theirs.
 
 Accuracies are in per cent of the test images, or of the next characters. A row has the mean and the
 standard deviation over seeds, and the mean difference to the dense network of the same seed.
 
-    python benchmarks/direct.py         # all networks, the most telling cells first; can be resumed
+    python benchmarks/direct.py 600     # all networks, most telling first, for 600 s; resumes
     python benchmarks/run.py direct-mlp # one network to its end
 """
 
 import copy
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,11 +33,12 @@ from torch import Tensor, nn
 import bozzetto as bz
 from bozzetto.linalg import random_integers, random_signs
 from bozzetto.methods import make_method
-from bozzetto.sites import find_sites, replace_module_
+from bozzetto.plan import Choice
+from bozzetto.sites import Site, find_sites, replace_module_
 from direct_networks import PROBLEMS, Problem, Shuffled
 
 CACHE = Path(__file__).parent / "cache" / "direct.jsonl"
-SEEDS, TUNING_SEED, TUNING_KEEP = (0, 1, 2), 1000, 0.25
+SEEDS = (0, 1, 2)
 
 
 class Hashed(nn.Module):
@@ -63,11 +65,15 @@ class Hashed(nn.Module):
 Build = Callable[[nn.Module, bz.Plan], nn.Module]
 
 
+def core_values(choice: Choice, site: Site) -> int:
+    return make_method(choice.method, choice.options).values(site.map, choice.size)
+
+
 def as_method(name: str, model: nn.Module, plan: bz.Plan) -> nn.Module:
     """Every layer of the plan in another form of at most as many values; low rank where none."""
-    sites, sketched, choices = find_sites(bz.expand(model))[0], make_method("sketched"), {}
+    sites, choices = find_sites(bz.expand(model))[0], {}
     for path, choice in plan.choices.items():
-        site, values = sites[path].map, sketched.values(sites[path].map, choice.size)
+        site, values = sites[path].map, core_values(choice, sites[path])
         kind = name if make_method(name).most(site) else "lowrank"
         size = make_method(kind).most(site, values / site.weight.numel())
         choices[path] = replace(choice, method=kind, size=max(1, size), options={})
@@ -75,7 +81,7 @@ def as_method(name: str, model: nn.Module, plan: bz.Plan) -> nn.Module:
 
 
 def hashed(model: nn.Module, plan: bz.Plan) -> nn.Module:
-    small, sketched = copy.deepcopy(model), make_method("sketched")
+    small = copy.deepcopy(model)
     for path, site in find_sites(model)[0].items():
         if path in plan.choices:
             choice = plan.choices[path]
@@ -95,7 +101,7 @@ def joint(model: nn.Module, plan: bz.Plan) -> nn.Module:
             layer = bz.nn.SketchConv2d(
                 old.in_channels, old.out_channels, old.kernel_size, choice.size,
                 stride=old.stride, padding=old.padding, bias=old.bias is not None,
-                form="joint", seed=choice.seed,
+                form="joint", seed=choice.seed, **choice.options,
             )  # fmt: skip
             small = replace_module_(small, path, layer)
     return small
@@ -106,36 +112,36 @@ class Contestant:
     """How a contestant is made of the dense network and the default sketch's plan."""
 
     build: Build | None = None  # None: by `sketch` with the options
-    rate_of: str = ""  # whose tuned learning rate it takes; "" its own
     options: tuple[tuple[str, Any], ...] = ()
 
 
 def sketched(**options: Any) -> Contestant:
-    return Contestant(None, "fold" if options else "", tuple(options.items()))
+    return Contestant(None, tuple(options.items()))
 
 
 CONTESTANTS = {
     "dense": Contestant(),
-    "fold": sketched(),
+    "sketch": sketched(),
     "low rank": Contestant(partial(as_method, "lowrank")),
     "narrower": Contestant(),
     "hashed": Contestant(hashed),
     "tucker": Contestant(partial(as_method, "tucker")),
-    "fold in": sketched(sides="in"),
-    "fold out": sketched(sides="out"),
+    "both sides": sketched(sides="both"),
+    "in": sketched(sides="in"),
+    "out": sketched(sides="out"),
+    "both sides, sign": sketched(sides="both", family="sign"),
     "sign": sketched(family="sign"),
-    "fold l=2": sketched(terms=2),
-    "fold l=3": sketched(terms=3),
     "hadamard": sketched(family="hadamard"),
     "count": sketched(family="count"),
     "gauss": sketched(family="gauss"),
-    "joint": Contestant(joint, "fold"),
-    "sign joint": Contestant(joint, "fold", (("family", "sign"),)),
-    "sign l=2": sketched(family="sign", terms=2),
-    "sign l=3": sketched(family="sign", terms=3),
+    "l=2": sketched(terms=2),
+    "l=3": sketched(terms=3),
+    "both sides, l=2": sketched(sides="both", terms=2),
+    "both sides, l=3": sketched(sides="both", terms=3),
+    "both sides, sign, joint": Contestant(joint, (("sides", "both"), ("family", "sign"))),
 }
 CHIEF = tuple(CONTESTANTS)[:6]
-CONVOLUTIONAL = ("tucker", "joint", "sign joint")
+CONVOLUTIONAL = ("tucker", "both sides, sign, joint")
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,6 @@ class Cell:
     keep: float
     scope: str
     seed: int
-    rate: float | None = None  # None: the tuned one
 
 
 def initial(problem: Problem, seed: int, width: float = 1.0) -> nn.Module:
@@ -187,20 +192,19 @@ def build(cell: Cell) -> nn.Module:
     return contestant.build(model, plan) if contestant.build else small
 
 
-def run(cell: Cell, rate: float) -> dict[str, Any]:
+def run(cell: Cell) -> dict[str, Any]:
     problem, model, began = PROBLEMS[cell.problem], build(cell), time.perf_counter()
     data = problem.data(problem.count)
-    recipe = bz.Recipe(epochs=problem.epochs, lr=rate, seed=cell.seed)
+    recipe = bz.Recipe(epochs=problem.epochs, lr=problem.rate, seed=cell.seed)
     try:
         history = bz.train(model, Shuffled(data, problem.batch), recipe)
     except FloatingPointError:
-        return {"accuracy": 0.0, "values": count(model), "lr": rate, "diverged": True}
+        return {"accuracy": 0.0, "values": count(model), "seconds": 0.0, "diverged": True}
     tests = list(zip(data.x_test.split(500), data.y_test.split(500), strict=True))
     return {
         "accuracy": 100 * bz.evaluate(model, tests),
         "loss": history.epochs[-1]["loss"],
         "values": count(model),
-        "lr": rate,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -219,23 +223,12 @@ class Runs:
     def run(self, cell: Cell) -> dict[str, Any]:
         found = self.get(cell)
         if found is None:
-            found = {"cell": asdict(cell), **run(cell, cell.rate or self.tuned(cell))}
+            found = {"cell": asdict(cell), **run(cell)}
             self.done[json.dumps(asdict(cell))] = found
             CACHE.parent.mkdir(exist_ok=True)
             with CACHE.open("a") as file:
                 file.write(json.dumps(found) + "\n")
         return found
-
-    def tuned(self, cell: Cell) -> float:
-        name = CONTESTANTS[cell.contestant].rate_of or cell.contestant
-        runs = [self.run(c) for c in tuning_cells(cell.problem, name)]
-        return max(runs, key=lambda r: r["accuracy"])["lr"]
-
-
-def tuning_cells(problem: str, name: str) -> list[Cell]:
-    keep = 1.0 if name == "dense" else TUNING_KEEP
-    rates = PROBLEMS[problem].rates
-    return [Cell(problem, name, keep, "all", TUNING_SEED, rate) for rate in rates]
 
 
 def applies(problem: str, name: str, scope: str) -> bool:
@@ -261,30 +254,29 @@ def tiers() -> list[list[tuple[str, float, str]]]:
 
 
 def cells(problem: str, tier: list[tuple[str, float, str]]) -> Iterator[Cell]:
-    for name, keep, scope in tier:
-        if applies(problem, name, scope):
-            yield from (Cell(problem, name, keep, scope, seed) for seed in SEEDS)
+    for seed in SEEDS:
+        for name, keep, scope in tier:
+            if applies(problem, name, scope):
+                yield Cell(problem, name, keep, scope, seed)
 
 
 def row(runs: Runs, found: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the seeds of one contestant that are done."""
     cell, scores = Cell(**found[0]["cell"]), [f["accuracy"] for f in found]
     whole = [
-        base["accuracy"]
+        runs.run(Cell(cell.problem, "dense", 1.0, "all", f["cell"]["seed"]))["accuracy"]
         for f in found
-        if (base := runs.get(Cell(cell.problem, "dense", 1.0, "all", f["cell"]["seed"])))
     ]
-    pairs = [a - b for a, b in zip(scores, whole, strict=len(whole) == len(scores))]
+    pairs = [a - b for a, b in zip(scores, whole, strict=True)]
     return {
         "contestant": cell.contestant,
         "keep": cell.keep,
         "scope": cell.scope,
         "values": found[0]["values"],
-        "lr": found[0]["lr"],
         "seeds": len(found),
         "accuracy": round(fmean(scores), 3),
         "spread": round(stdev(scores), 3) if len(scores) > 1 else None,
-        "against_dense": round(fmean(pairs), 3) if pairs else None,
+        "against_dense": round(fmean(pairs), 3),
     }
 
 
@@ -302,7 +294,7 @@ def table(problem: str, runs: Runs) -> dict[str, Any]:
         "samples": settings.count,
         "epochs": settings.epochs,
         "batch": settings.batch,
-        "rates": list(settings.rates),
+        "rate": settings.rate,
         "rows": [row(runs, found) for found in groups.values()],
     }
 
@@ -320,20 +312,29 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Every cell of every network, tier by tier; the results are written after every network."""
+def main(seconds: float) -> int:
+    """Cells of every network, tier by tier, for so long; 0 if all are done, else 1.
+
+    The result of a network is written anew after every cell.
+    """
     import run as runner
 
-    runs = Runs()
+    runs, end = Runs(), time.perf_counter() + seconds
     for tier in tiers():
         for problem in PROBLEMS:
             for cell in cells(problem, tier):
+                if runs.get(cell) is not None:
+                    continue
+                if time.perf_counter() > end:
+                    return 1
                 found = runs.run(cell)
-                print(problem, cell.contestant, cell.keep, cell.scope, cell.seed,
-                      f"{found['accuracy']:.2f}", found["lr"], flush=True)  # fmt: skip
-            head = {"command": "python benchmarks/direct.py", "machine": runner.machine()}
-            runner.write(problem, head | table(problem, runs))
+                print(
+                    *asdict(cell).values(), f"{found['accuracy']:.2f}", found["seconds"], flush=True
+                )
+                head = {"command": "python benchmarks/direct.py", "machine": runner.machine()}
+                runner.write(problem, head | table(problem, runs))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else math.inf))

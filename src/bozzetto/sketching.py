@@ -2,11 +2,11 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import derive_seed
 from bozzetto.menu import asked_layers
-from bozzetto.methods import Method, make_method
+from bozzetto.methods import Method, SketchedMethod
 from bozzetto.nn.sketched import Sides
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import count_params, price_model
@@ -25,6 +25,7 @@ from bozzetto.sites import Site, find_sites, users
 __all__ = ["sketch"]
 
 Ends = Literal["auto", "dense", "sketched"]
+_SIDES = ("auto", "in", "out", "both")
 _SMALL_END = 1 / 8  # of the budget: a layer of less stays dense where ends="auto"
 
 
@@ -33,7 +34,7 @@ def sketch(
     keep: float | Budget,
     *,
     family: str = "fold",
-    sides: Sides = "both",
+    sides: Sides | Literal["auto"] = "auto",
     terms: int = 1,
     ends: Ends = "auto",
     layers: Sequence[str] | str = "*",
@@ -52,7 +53,8 @@ def sketch(
         model: the architecture; not changed.
         keep: fraction of the trained values to keep, or a `Budget` of params, flops or both.
         family: of the sketches, see `bozzetto.sketch`.
-        sides: where layers are sketched: "both", "in" or "out".
+        sides: where layers are sketched: "in", "out", "both" as in the paper, or "auto": "out" for
+            the first layer of the model, whose input is given and not learnt, and "in" for others.
         terms: sketches a side.
         ends: whether the first and the last layer are sketched: "auto" leaves each of them dense
             that takes at most an eighth of the budget.
@@ -71,11 +73,12 @@ def sketch(
         raise ValueError(f"sketch bounds params and flops; got a bound on {sorted(unknown)}")
     if budget.flops is not None and batch is None:
         raise ValueError("a bound on flops is counted on a batch; got batch=None")
-    options = {"family": family, "sides": sides, "terms": terms}
-    if ends not in ("auto", "dense", "sketched"):
-        raise ValueError(f"ends is 'auto', 'dense' or 'sketched'; got {ends!r}")
+    for name, value, known in (("ends", ends, get_args(Ends)), ("sides", sides, _SIDES)):
+        if value not in known:
+            raise ValueError(f"{name} is one of {known}; got {value!r}")
     share = {"auto": _SMALL_END * min(budget.bounds().values()), "dense": 1.0, "sketched": 0.0}
-    made = _Ladder.of(model, options, layers, share[ends], batch, seed).highest(budget)
+    methods = partial(_methods, family, sides, terms)
+    made = _Ladder.of(model, methods, layers, share[ends], batch, seed).highest(budget)
     return rebuild(model, made), made
 
 
@@ -86,8 +89,7 @@ class _Ladder:
     model: nn.Module
     sites: Mapping[str, Site]  # that can be sketched
     dense: Mapping[str, str]
-    method: Method
-    options: dict[str, Any]
+    methods: Mapping[str, Method]
     batch: Any
     seed: int
     target: dict[str, int]
@@ -96,15 +98,16 @@ class _Ladder:
     def of(
         cls,
         model: nn.Module,
-        options: dict[str, Any],
+        methods_of: Callable[[Iterable[str]], dict[str, Method]],
         layers: Sequence[str] | str,
         end: float,
         batch: Any,
         seed: int,
     ) -> "_Ladder":
         """All that can be sketched; the ends only if they hold a larger share than `end`."""
-        whole, method = expand(model), make_method("sketched", options)
+        whole = expand(model)
         sites, dense = find_sites(whole)
+        methods = methods_of(sites)
         asked, most = asked_layers(layers, sites), end * count_params(whole)
         ends = next(iter(sites), ""), next(reversed(sites), "")
         for path, site in sites.items():
@@ -112,7 +115,7 @@ class _Ladder:
                 dense[path] = "not among the layers asked for"
             elif path in ends and site.map.weight.numel() <= most:
                 dense[path] = "it is the first or the last layer"
-            elif method.most(site.map) == 0:
+            elif methods[path].most(site.map) == 0:
                 dense[path] = "it is too small to have a smaller form"
         usable = {path: site for path, site in sites.items() if path not in dense}
         if not usable:
@@ -120,15 +123,16 @@ class _Ladder:
         target = {"params": count_params(whole)}
         if batch is not None:
             target = price_model(model, batch)._asdict()
-        return cls(model, usable, dense, method, options, batch, seed, target)
+        return cls(model, usable, dense, methods, batch, seed, target)
 
     @cached_property
     def steps(self) -> list[str]:
         """Whose sketches get the next row: 1/k - 1/(k + 1) of variance for the values of a row."""
         order: list[tuple[int, str]] = []
         for path, site in self.sites.items():
-            row = self.method.values(site.map, 1)
-            order += [(k * (k + 1) * row, path) for k in range(1, self.method.most(site.map) + 1)]
+            method = self.methods[path]
+            row, most = method.values(site.map, 1), method.most(site.map)
+            order += [(k * (k + 1) * row, path) for k in range(1, most + 1)]
         return [path for _, path in sorted(order, key=itemgetter(0))]
 
     def plan(self, level: int) -> Plan:
@@ -137,7 +141,7 @@ class _Ladder:
         choices, dense = {}, dict(self.dense)
         for path, site in self.sites.items():
             size = 1 + more[path]
-            if size <= self.method.most(site.map):
+            if size <= self.methods[path].most(site.map):
                 choices[path] = self._choice(site, size)
             else:
                 dense[path] = f"{size} rows would not make it smaller"
@@ -145,18 +149,19 @@ class _Ladder:
         return Plan(choices, dense, tied, self.target, {}, self.seed)
 
     def _choice(self, site: Site, size: int) -> Choice:
+        method, own = self.methods[site.path], derive_seed(self.seed, site.path)
         bias = 0 if site.map.bias is None else site.map.bias.numel()
-        params, own = self.method.values(site.map, size) + bias, derive_seed(self.seed, site.path)
-        return Choice("sketched", size, own, params, options=self.options)
+        params = method.values(site.map, size) + bias
+        return Choice("sketched", size, own, params, options=asdict(cast(Any, method)))
 
     def priced(self, level: int) -> Plan:
         """The plan at a level with what its network costs."""
         made = self.plan(level)
         if self.batch is not None:
             return replace(made, small=price_model(rebuild(self.model, made), self.batch)._asdict())
-        maps = [self.sites[path].map for path in made.choices]
-        saved = sum(m.weight.numel() for m in maps)
-        kept = sum(self.method.values(self.sites[p].map, c.size) for p, c in made.choices.items())
+        maps = {path: self.sites[path].map for path in made.choices}
+        saved = sum(m.weight.numel() for m in maps.values())
+        kept = sum(self.methods[p].values(m, made.choices[p].size) for p, m in maps.items())
         return replace(made, small={"params": self.target["params"] - saved + kept})
 
     def highest(self, budget: Budget) -> Plan:
@@ -174,3 +179,14 @@ class _Ladder:
             )
         levels = range(len(self.steps) + 1)  # at the last one all is dense
         return self.priced(bisect_left(levels, True, lo=1, key=lambda n: broken(n) is not None) - 1)
+
+
+def _methods(
+    family: str, sides: Sides | Literal["auto"], terms: int, paths: Iterable[str]
+) -> dict[str, Method]:
+    """How each layer is sketched."""
+    first, rest = ("out", "in") if sides == "auto" else (sides, sides)
+    return {
+        path: SketchedMethod(family, rest if place else first, terms)
+        for place, path in enumerate(paths)
+    }
