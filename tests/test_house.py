@@ -28,7 +28,7 @@ CHAIN: list[set[str]] = [
     {"expand"},
     {"stats", "sites"},
     {"methods"},
-    {"budget", "prices", "knapsack", "plan"},
+    {"budget", "prices", "knapsack", "plan", "replay"},
     {"menu"},
     {"refit"},
     {"compress"},

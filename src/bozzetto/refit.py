@@ -1,7 +1,6 @@
 """`refit_`: every changed layer fitted again, in running order, on the inputs that it gets."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,15 +16,12 @@ from bozzetto.moments import WIDE, damped
 from bozzetto.nn.parts import write_weight_
 from bozzetto.ops import Lookup, Op
 from bozzetto.plan import Plan
+from bozzetto.replay import Replay
 from bozzetto.sites import find_sites, users
 from bozzetto.stats import Stats, chunks
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Progress = Callable[[int, int], None]
-
-
-class _Reached(BaseException):
-    """Stops a forward pass where nothing behind matters; never leaves this module."""
 
 
 def refit_(
@@ -57,13 +53,17 @@ def refit_(
     order = _order(target, plan, batches[0])
     small.eval()
     try:
+        runs = [Replay(net, batches, order) for net in (target, small)]
         with torch.no_grad():
             for done, path in enumerate(order):
                 progress(done, len(order))
-                if isinstance(target.get_submodule(path), BatchNorm):
-                    _move_statistics_(small, target, path, batches)
+                norm = isinstance(target.get_submodule(path), BatchNorm)
+                calls = 1 if norm else len(stats[path].shapes)
+                pairs = _pairs([run.inputs(path, calls, order[:done]) for run in runs])
+                if norm:
+                    _move_statistics_(small.get_submodule(path), pairs)
                 else:
-                    _refit_layer_(small, target, path, plan, stats[path], batches)
+                    _refit_layer_(small, target, path, plan, stats[path], pairs)
     finally:
         for module, flag in flags:
             module.training = flag
@@ -88,13 +88,17 @@ def _order(target: nn.Module, plan: Plan, batch: Any) -> list[str]:
 
     sites, _ = find_sites(target)
     linear = {p for p, s in sites.items() if not users(s) and not _first_fit(s.map)}
-    with _hooks() as add:
+    handles = []
+    try:
         for path, module in target.named_modules():
             norm = isinstance(module, BatchNorm) and module.running_mean is not None
             if path in linear or norm:
-                add(module, note(path))
+                handles.append(module.register_forward_pre_hook(note(path)))
         with torch.no_grad():
             call(target, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
     first = next((i for i, path in enumerate(paths) if path in plan.choices), len(paths))
     return paths[first:]
 
@@ -103,46 +107,19 @@ def _first_fit(m: LinearMap) -> bool:
     return isinstance(m.op, Lookup) or m.block[1] > WIDE
 
 
-@contextmanager
-def _hooks() -> Iterator[Callable[[nn.Module, Callable[..., Any]], None]]:
-    handles: list[Any] = []
-    try:
-        yield lambda module, hook: handles.append(module.register_forward_pre_hook(hook))
-    finally:
-        for handle in handles:
-            handle.remove()
+Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
-def _inputs(model: nn.Module, path: str, batch: Any, calls: int) -> list[Tensor]:
-    """What the module at a path gets in its first `calls` calls on a batch."""
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-        if len(seen) == calls:
-            raise _Reached
-
-    with _hooks() as add:
-        add(model.get_submodule(path), keep)
-        with suppress(_Reached):
-            call(model, batch)
-    return seen
-
-
-def _pairs(
-    small: nn.Module, target: nn.Module, path: str, batches: Sequence[Any], calls: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The inputs at a path, (of the target, of the small network), call by call."""
-    for batch in batches:
-        ours, theirs = (_inputs(net, path, batch, calls) for net in (small, target))
+def _pairs(runs: Sequence[Iterator[list[Tensor]]]) -> Pairs:
+    """Inputs of the same call, (of the target, of the small network)."""
+    for theirs, ours in zip(*runs, strict=True):
         yield from zip(theirs, ours, strict=True)
 
 
 def _refit_layer_(
-    small: nn.Module, target: nn.Module, path: str, plan: Plan, known: Stats, batches: Sequence[Any]
+    small: nn.Module, target: nn.Module, path: str, plan: Plan, known: Stats, pairs: Pairs
 ) -> None:
     m = linear_map(target.get_submodule(path))
-    pairs = _pairs(small, target, path, batches, len(known.shapes))
     moment, cross, ours, theirs = _joint_moments(m.op, pairs)
     if m.bias is not None:
         moment = moment - ours.unsqueeze(-1) * ours.unsqueeze(-2)
@@ -165,9 +142,7 @@ def _refit_layer_(
         bias.copy_(m.bias.detach().double().cpu() + shift.flatten())
 
 
-def _joint_moments(
-    op: Op, pairs: Iterator[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _joint_moments(op: Op, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E[x̃ x̃ᵀ], E[x x̃ᵀ], E[x̃] and E[x] over all positions; float64 on the CPU."""
     sums: list[Tensor | float] = [0.0, 0.0, 0.0, 0.0]
     count = 0
@@ -181,18 +156,15 @@ def _joint_moments(
     return moment, cross, ours, theirs
 
 
-def _move_statistics_(
-    small: nn.Module, target: nn.Module, path: str, batches: Sequence[Any]
-) -> None:
+def _move_statistics_(norm: Any, pairs: Pairs) -> None:
     """Move a batch norm's running mean and variance by the change of its inputs' own."""
     sums, count = torch.zeros(0), 0
-    for theirs, ours in _pairs(small, target, path, batches, 1):
+    for theirs, ours in pairs:
         rows = [x.movedim(1, -1).flatten(0, -2).double() for x in (ours, theirs)]
         part = torch.stack([torch.stack([r.sum(0), r.square().sum(0)]) for r in rows])
         sums = part if not count else sums + part
         count += len(rows[0])
     (mean, square), (old_mean, old_square) = sums / count
-    norm: Any = small.get_submodule(path)
     scale = (square - mean**2) / (old_square - old_mean**2).clamp_min(1e-30)
     moved = torch.where(old_square - old_mean**2 > 1e-12, scale, 1.0)
     norm.running_mean.add_((mean - old_mean).to(norm.running_mean))
