@@ -6,8 +6,10 @@ import torch
 from planted import planted
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.model_selection import LeaveOneGroupOut
 
 from bozzetto.regress import ISLETMultiRegressor, ISLETRegressor, RankOne
+from bozzetto.regress.sources import Arrays
 
 RANKS = (2, 2, 2)
 
@@ -167,6 +169,36 @@ def test_ranks_are_found(criterion):
     data = planted((10, 9, 8), (2, 3, 2), 700, 0.03)
     model = ISLETRegressor(criterion, cv=3).fit(data.x, data.y)
     assert model.ranks_ == (2, 3, 2)
+
+
+def test_cross_validation_chooses_ranks_for_short_samples_with_ridge():
+    data = planted((10, 9, 8), RANKS, 45, 0.01)  # 54 unknowns at the true ranks
+    model = ISLETRegressor("cv", alpha=1e-3, max_rank=2, cv=3).fit(data.x, data.y)
+    alone = ISLETRegressor(model.ranks_, alpha=1e-3).fit(data.x, data.y)
+    np.testing.assert_allclose(model.coef_, alone.coef_)
+    assert ISLETRegressor("gap", alpha=1e-3).fit(data.x, data.y).n_iter_ > 0
+    with pytest.raises(ValueError, match=r'"bic" needs more observations than the 25 unknowns'):
+        ISLETRegressor("bic", alpha=1e-3).fit(data.x[:20], data.y[:20])
+
+
+def test_whole_groups_are_held_out_when_ranks_are_chosen(data):
+    groups = np.repeat(["a", "b", "c"], 200)
+    source = Arrays(data.x, data.y, np.ones(600), groups)
+    for cv in (LeaveOneGroupOut(), 5):  # a number above that of the groups means all of them
+        held = [set(groups[part.weight > 0]) for _, part in source.folds(cv)]
+        kept = [set(groups[part.weight > 0]) for part, _ in source.folds(cv)]
+        assert sorted(map(sorted, held)) == [["a"], ["b"], ["c"]]
+        assert all(not a & b for a, b in zip(held, kept, strict=True))
+    assert ISLETRegressor("cv").fit(data.x, data.y, groups=groups).ranks_ == RANKS
+    with pytest.raises(ValueError, match="one group an observation is needed, 600; got 599"):
+        ISLETRegressor("cv").fit(data.x, data.y, groups=groups[:-1])
+
+
+def test_too_few_observations_for_any_rank_are_refused(data):
+    few = slice(20)  # 26 are needed for ranks of one
+    for criterion in ("gap", "bic", "cv"):
+        with pytest.raises(ValueError, match=r"need at least 26 observations"):
+            ISLETRegressor(criterion, cv=2).fit(data.x[few], data.y[few])
 
 
 def test_an_unknown_criterion_is_refused(data):

@@ -63,9 +63,17 @@ def test_the_group_lasso_meets_its_optimality_conditions():
     assert 0 < int((theta.norm(dim=1) > 0).sum()) < 4
 
 
+@pytest.mark.parametrize("criterion", ["gap", "bic", "cv"])
+def test_ranks_are_found_together_with_the_rows(criterion):
+    data, _, rows = sparse_data(600, 0.05, 0)
+    model = SparseISLETRegressor(criterion, sparse_modes=[0, 1], max_rank=3).fit(data.x, data.y)
+    assert model.ranks_ == (2, 2, 2)
+    assert [list(found) for found in model.support_[:2]] == list(map(list, rows))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"ranks": "gap"}, "ints"), ({"sparse_modes": [3]}, "modes of 3"), ({"ranks": 9}, "size")],
+    [({"ranks": "aic"}, "one of"), ({"sparse_modes": [3]}, "modes of 3"), ({"ranks": 9}, "size")],
 )
 def test_impossible_parameters_are_refused(change, message):
     data = planted((6, 5, 4), (2, 2, 2), 200, 0.1)

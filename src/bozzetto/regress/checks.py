@@ -17,9 +17,21 @@ from bozzetto.regress.designs import RankOne
 from bozzetto.regress.refine import samples_needed
 from bozzetto.tensors import check_ranks
 
-__all__ = ["check_covariates", "check_data", "check_enough", "check_settings", "full_ranks"]
+__all__ = [
+    "TooFewObservations",
+    "check_covariates",
+    "check_data",
+    "check_enough",
+    "check_groups",
+    "check_settings",
+    "full_ranks",
+]
 
 FLOATS = [np.float64, np.float32]
+
+
+class TooFewObservations(ValueError):
+    """The observations do not determine a tensor of these ranks; says how many would."""
 
 
 def check_settings(n_iter: int, tol: float, alpha: float, shrinkage: float) -> None:
@@ -88,6 +100,20 @@ def check_data(
     return x, y, _check_sample_weight(weight, rows, dtype=np.float64, ensure_non_negative=True)
 
 
+def check_groups(groups: Any, count: int) -> np.ndarray | None:
+    """Labels (n,), if there are any.
+
+    Raises:
+        ValueError: if there is not one for every observation.
+    """
+    if groups is None:
+        return None
+    labels = column_or_1d(groups)
+    if len(labels) != count:
+        raise ValueError(f"one group an observation is needed, {count}; got {len(labels)}")
+    return labels
+
+
 def full_ranks(ranks: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """One rank a mode, from one for all or from one each.
 
@@ -105,11 +131,11 @@ def check_enough(count: int, shape: Sequence[int], order: int, ranks: Sequence[i
     `order` of the modes are the covariates', the others the response's.
 
     Raises:
-        ValueError: saying how many are needed.
+        TooFewObservations: saying how many are needed.
     """
     needed = samples_needed(shape, order, ranks)
     if count < needed:
-        raise ValueError(
+        raise TooFewObservations(
             f"ranks {tuple(ranks)} of a tensor {tuple(shape)} need at least {needed} observations "
             f"of positive weight, or alpha > 0; got n_samples={count}"
         )

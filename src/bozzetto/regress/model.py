@@ -1,6 +1,7 @@
 """What the estimators of low-rank tensor regression share: parameters, fitting and predicting."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from bozzetto.regress.checks import (
     check_covariates,
     check_data,
     check_enough,
+    check_groups,
     check_settings,
     full_ranks,
 )
@@ -47,7 +49,7 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         shrinkage: float = 0.01,
         fit_intercept: bool = True,
         max_rank: int = 4,
-        cv: int = 5,
+        cv: Any = 5,
         warm_start: bool = False,
     ) -> None:
         self.ranks = ranks
@@ -61,13 +63,15 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         self.cv = cv
         self.warm_start = warm_start
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Estimate from arrays (memory-mapped ones are read block by block).
 
         Args:
             X: (n, p₁, …, p_d), a matrix of flattened tensors if `shape` is given, or `RankOne`.
             y: (n,).
             sample_weight: (n,) ≥ 0.
+            groups: labels (n,): when ranks are chosen by "cv", observations of one label are held
+                out together.
 
         Raises:
             ValueError: for data that is not finite or of the wrong shape, for ranks that no tensor
@@ -75,7 +79,7 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         """
         settings = self._settings()
         x, y, weight = check_data(self, X, y, sample_weight, shape=self.shape, scalar=self._scalar)
-        return self._fit(Arrays(x, y, weight), settings)
+        return self._fit(Arrays(x, y, weight, check_groups(groups, len(y))), settings)
 
     def fit_batches(self, batches: Iterable[Any] | Source) -> Self:
         """Estimate from observations that are never held: n_iter + 2 readings at most.
@@ -105,17 +109,20 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         return self._keep(self._estimate(source, moments, settings), moments)
 
     def _estimate(self, source: Source, moments: Moments, settings: Settings) -> Fit:
-        ranks = self._ranks(source, moments, settings)
+        if not isinstance(self.ranks, str):
+            ranks = full_ranks(self.ranks, moments.cross.shape)
+        else:
+            fit, most = partial(self._estimate_at, settings=settings), self.max_rank
+            ranks = choose_ranks(self.ranks, source, moments, fit, settings, most=most, cv=self.cv)
+        return self._estimate_at(source, moments, ranks, settings)
+
+    def _estimate_at(
+        self, source: Source, moments: Moments, ranks: tuple[int, ...], settings: Settings
+    ) -> Fit:
         if settings.ridge == 0:
             check_enough(moments.count, moments.cross.shape, moments.mean_x.ndim, ranks)
         first = self._first(moments, ranks, settings)
         return refine(source, moments.square, first, settings)
-
-    def _ranks(self, source: Source, moments: Moments, settings: Settings) -> tuple[int, ...]:
-        if isinstance(self.ranks, str):
-            most, cv = self.max_rank, self.cv
-            return choose_ranks(self.ranks, source, moments, settings, most=most, cv=cv)
-        return full_ranks(self.ranks, moments.cross.shape)
 
     def _first(self, moments: Moments, ranks: tuple[int, ...], settings: Settings) -> Tucker:
         if self.warm_start and hasattr(self, "core_"):

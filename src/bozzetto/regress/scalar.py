@@ -35,7 +35,8 @@ class ISLETRegressor(TensorRegressor):
             (take their entries for uncorrelated and of one variance).
         fit_intercept: whether to estimate c.
         max_rank: the largest rank that is tried when ranks are chosen.
-        cv: folds when ranks are chosen by "cv": contiguous ones, of rows j, j + cv, ….
+        cv: folds when ranks are chosen by "cv", by scikit-learn's conventions: their number, a
+            splitter, or pairs of indices. A number with `groups` in `fit` means whole groups.
         warm_start: start at the last estimate, when it has the same shape and ranks.
 
     Attributes:

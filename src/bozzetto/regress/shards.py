@@ -32,7 +32,7 @@ class DaskShards:
         Raises:
             ValueError: if they have different lengths.
         """
-        from dask import delayed  # pyright: ignore[reportMissingImports]
+        from dask.delayed import delayed
 
         parts = [x.rechunk(dict.fromkeys(range(1, x.ndim), -1))]
         parts += [part for part in (y, weight) if part is not None]
@@ -52,7 +52,8 @@ class DaskShards:
         Raises:
             ValueError: if there is no shard, for an invalid one, or for shapes that differ.
         """
-        from dask import compute, delayed  # pyright: ignore[reportMissingImports]
+        from dask.base import compute
+        from dask.delayed import delayed
 
         if not self.shards:
             raise ValueError("at least one shard is needed; got none")

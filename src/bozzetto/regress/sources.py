@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from sklearn.model_selection import GroupKFold, check_cv
 
 from bozzetto.regress.designs import Dense, RankOne
 from bozzetto.regress.moments import Block
@@ -60,11 +61,15 @@ def blocks_of(x: np.ndarray | RankOne, y: np.ndarray, weight: np.ndarray) -> Ite
 
 @dataclass(frozen=True)
 class Arrays:
-    """Observations in (memory-mapped) arrays: x (n, p₁, …), y (n, q₁, …), weight (n,)."""
+    """Observations in (memory-mapped) arrays: x (n, p₁, …), y (n, q₁, …), weight (n,).
+
+    Those with one label in groups (n,) stay together in `folds`.
+    """
 
     x: np.ndarray | RankOne
     y: np.ndarray
     weight: np.ndarray
+    groups: np.ndarray | None = None
 
     def reduce(self, measure: Callable[[Block], S]) -> S:
         """The merged measurements of all blocks.
@@ -74,11 +79,18 @@ class Arrays:
         """
         return merged(map(measure, blocks_of(self.x, self.y, self.weight)))
 
-    def without(self, fold: int, folds: int) -> "tuple[Arrays, Arrays]":
-        """What is left without rows fold, fold + folds, …, and those rows."""
-        held = np.arange(len(self.y)) % folds == fold
-        kept = Arrays(self.x, self.y, np.where(held, 0.0, self.weight))
-        return kept, Arrays(self.x, self.y, np.where(held, self.weight, 0.0))
+    def folds(self, cv: Any) -> "Iterator[tuple[Arrays, Arrays]]":
+        """What is kept and what is held out, fold by fold, by scikit-learn's conventions for `cv`.
+
+        An int with `groups` means that many sets of whole groups, or as many as there are groups.
+        """
+        if isinstance(cv, int) and self.groups is not None:
+            cv = GroupKFold(min(cv, len(np.unique(self.groups))))
+        splitter: Any = check_cv(cv)
+        rows = np.arange(len(self.y))
+        for kept, held in splitter.split(rows, self.y, self.groups):
+            parts = [np.where(np.isin(rows, part), self.weight, 0.0) for part in (kept, held)]
+            yield replace(self, weight=parts[0]), replace(self, weight=parts[1])
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bozzetto.regress.checks import check_enough, full_ranks
+from bozzetto.regress.checks import check_enough
 from bozzetto.regress.directions import Directions
 from bozzetto.regress.lasso import choose_rows
-from bozzetto.regress.model import TensorRegressor
+from bozzetto.regress.model import Ranks, TensorRegressor
 from bozzetto.regress.moments import Block, Moments
 from bozzetto.regress.refine import Fit, Settings, refine
 from bozzetto.regress.sketched import LeastSquares
@@ -31,9 +32,9 @@ class SparseISLETRegressor(TensorRegressor):
     take the covariates' entries for uncorrelated and of one variance.
 
     Parameters:
-        ranks: one rank for all modes, or one a mode.
+        ranks: one rank for all modes, one a mode, or how to choose them, as in `ISLETRegressor`.
         sparse_modes: modes in which few rows are in use; None means all.
-        shape, n_iter, tol, alpha, fit_intercept: as in `ISLETRegressor`.
+        shape, n_iter, tol, alpha, fit_intercept, max_rank, cv: as in `ISLETRegressor`.
 
     Attributes:
         support_: for every mode, the indices of the rows in use.
@@ -45,7 +46,7 @@ class SparseISLETRegressor(TensorRegressor):
 
     def __init__(
         self,
-        ranks: int | Sequence[int] = 1,
+        ranks: Ranks = 1,
         *,
         sparse_modes: Sequence[int] | None = None,
         shape: Sequence[int] | None = None,
@@ -53,15 +54,25 @@ class SparseISLETRegressor(TensorRegressor):
         tol: float = 1e-2,
         alpha: float = 0.0,
         fit_intercept: bool = True,
+        max_rank: int = 4,
+        cv: Any = 5,
     ) -> None:
         super().__init__(
-            ranks, shape=shape, n_iter=n_iter, tol=tol, alpha=alpha, fit_intercept=fit_intercept
+            ranks,
+            shape=shape,
+            n_iter=n_iter,
+            tol=tol,
+            alpha=alpha,
+            fit_intercept=fit_intercept,
+            max_rank=max_rank,
+            cv=cv,
         )
         self.sparse_modes = sparse_modes
 
-    def _estimate(self, source: Source, moments: Moments, settings: Settings) -> Fit:
-        order = moments.mean_x.ndim
-        ranks, sparse = full_ranks(self._given_ranks(), moments.cross.shape), self._sparse(order)
+    def _estimate_at(
+        self, source: Source, moments: Moments, ranks: tuple[int, ...], settings: Settings
+    ) -> Fit:
+        sparse = self._sparse(moments.mean_x.ndim)
         at = sparse_start(moments, ranks, sparse)
         rows, fit = self._round(source, moments, at, sparse, settings)
         for _ in range(ROUNDS):
@@ -89,11 +100,6 @@ class SparseISLETRegressor(TensorRegressor):
         fit = refine(Restricted(source, rows), moments.square, small, settings)
         factors = _spread(fit.tucker.factors, rows, at.shape)
         return rows, replace(fit, tucker=Tucker(fit.tucker.core, factors))
-
-    def _given_ranks(self) -> int | Sequence[int]:
-        if isinstance(self.ranks, str):
-            raise ValueError(f"sparse regression needs its ranks as ints; got {self.ranks!r}")
-        return self.ranks
 
     def _sparse(self, order: int) -> list[int]:
         wanted = range(order) if self.sparse_modes is None else self.sparse_modes
