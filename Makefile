@@ -56,7 +56,7 @@ $(VENV)/with-core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/with-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,[dev$(comma)hf$(comma)data$(comma)train])
+	$(call install,[dev$(comma)hf$(comma)data$(comma)train$(comma)dask])
 	@touch $@
 
 $(VENV)/with-docs: pyproject.toml constraints.txt | $(BIN)/python
