@@ -30,7 +30,7 @@ from bozzetto.sites import Site, find_sites, users
 from bozzetto.stats import Stats
 
 Methods = Sequence[str] | Mapping[str, Mapping[str, Any]] | str
-Tried = Sequence[tuple[str, dict[str, Any], Method]]
+Tried = Sequence[tuple[str, Method]]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _methods(names: Any) -> Tried:
     elif isinstance(names, str):
         names = [names]
     items = names.items() if isinstance(names, Mapping) else [(name, {}) for name in names]
-    return [(name, dict(options), make_method(name, dict(options))) for name, options in items]
+    return [(name, make_method(name, dict(options))) for name, options in items]
 
 
 def asked_layers(patterns: Sequence[str] | str, paths: Collection[str]) -> set[str]:
@@ -195,14 +195,13 @@ def _candidates(
         return "its output is zero on all calibration data"
     found = [Candidate(site.path, None, price_site(site, stats)._asdict(), 0.0)]
     own = derive_seed(seed, site.path)
-    for name, options, method in methods:
-        if method.needs_moments and too_wide(site.map):
+    for name, asked in methods:
+        if asked.needs_moments and too_wide(site.map):
             continue
-        sizes = method.sizes(site.map)
-        for size, error in zip(sizes, method.errors(objective, sizes), strict=True):
+        for method, size, error in asked.forms(objective):
             price = price_site(site, stats, partial(_build, method, size))._asdict()
             relative = (max(error, 0.0) / objective.energy) ** 0.5
-            choice = Choice(name, size, own, **price, error=relative, options=options)
+            choice = Choice(name, size, own, **price, error=relative, options=method.options())
             found.append(Candidate(site.path, choice, price, error * known.positions))
     return found if len(found) > 1 else "no method has a smaller form of it"
 

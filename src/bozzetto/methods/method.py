@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,7 @@ def too_wide(m: LinearMap) -> bool:
     return m.block[0] > WIDE or (m.block[1] > WIDE and not isinstance(m.op, Lookup))
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """A way to write a linear map with fewer numbers; instances are frozen dataclasses of options.
 
@@ -132,6 +133,17 @@ class Method(ABC):
     """
 
     needs_moments: ClassVar[bool] = True
+
+    def forms(self, objective: Objective) -> "list[Form]":
+        """What a layer can become, with the error of each: all `sizes`, unless options are free."""
+        sizes = self.sizes(objective.map)
+        found = zip(sizes, self.errors(objective, sizes), strict=True)
+        return [Form(self, size, error) for size, error in found]
+
+    def options(self) -> dict[str, Any]:
+        """The options that are not the defaults."""
+        given = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in given.items() if value != default}
 
     @abstractmethod
     def values(self, m: LinearMap, size: int) -> int:
@@ -168,6 +180,14 @@ class Method(ABC):
     @abstractmethod
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """The objective that `fit_` reaches at every size, or a little more."""
+
+
+class Form(NamedTuple):
+    """One way to write a layer: a method with its options set, a size and the objective there."""
+
+    method: Method
+    size: int
+    error: float
 
 
 def fresh_variance(m: LinearMap) -> float:
