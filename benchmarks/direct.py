@@ -85,9 +85,7 @@ def hashed(model: nn.Module, plan: bz.Plan) -> nn.Module:
     for path, site in find_sites(model)[0].items():
         if path in plan.choices:
             choice = plan.choices[path]
-            layer = Hashed(
-                small.get_submodule(path), sketched.values(site.map, choice.size), choice.seed
-            )
+            layer = Hashed(small.get_submodule(path), core_values(choice, site), choice.seed)
             small = replace_module_(small, path, layer)
     return small
 
@@ -313,7 +311,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def main(seconds: float) -> int:
-    """Cells of every network, tier by tier, for so long; 0 if all are done, else 1.
+    """Cells of every network, tier by tier, for so long; 0 if all are done, else 3.
 
     The result of a network is written anew after every cell.
     """
@@ -326,7 +324,7 @@ def main(seconds: float) -> int:
                 if runs.get(cell) is not None:
                     continue
                 if time.perf_counter() > end:
-                    return 1
+                    return 3
                 found = runs.run(cell)
                 print(
                     *asdict(cell).values(), f"{found['accuracy']:.2f}", found["seconds"], flush=True
