@@ -1,5 +1,6 @@
 """Methods: ways to write a linear map with fewer numbers, by name."""
 
+from bozzetto.methods.hybrid import Hybrid
 from bozzetto.methods.lowrank import LowRank
 from bozzetto.methods.method import Method, Objective
 from bozzetto.methods.signs import SignsMethod
@@ -9,6 +10,7 @@ from bozzetto.methods.tucker import Tucker
 __all__ = [
     "AUTO",
     "METHODS",
+    "Hybrid",
     "LowRank",
     "Method",
     "Objective",
@@ -19,6 +21,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
+    "hybrid": Hybrid,
     "lowrank": LowRank,
     "signs": SignsMethod,
     "sketched": SketchedMethod,

@@ -42,10 +42,9 @@ class LowRank(Method):
         """The optimum at the layer's rank."""
         first, second = cast(nn.Sequential, layer)
         rank = cast(Tensor, second.weight).shape[1]
-        u, s, vh = torch.linalg.svd(objective.whiten(objective.w), full_matrices=False)
-        root = s[:, :rank].sqrt()
-        write_weight_(first, objective.unwhiten_input(root.unsqueeze(-1) * vh[:, :rank]))
-        write_weight_(second, objective.unwhiten_output(u[:, :, :rank] * root.unsqueeze(-2)))
+        a, b = truncate(objective, objective.w, rank)
+        write_weight_(first, a)
+        write_weight_(second, b)
         objective.shift_bias_(self.bias(layer), self.weight(layer, objective.map))
 
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
@@ -60,3 +59,11 @@ class LowRank(Method):
         """Sums of the dropped squared singular values."""
         s = torch.linalg.svdvals(objective.whiten(objective.w)).square().sum(0)
         return [float(s[size:].sum()) for size in sizes]
+
+
+def truncate(objective: Objective, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A: (g, r, d) and B: (g, m, r) of the best B A for a weight (g, m, d) in the objective."""
+    u, s, vh = torch.linalg.svd(objective.whiten(weight), full_matrices=False)
+    root = s[:, :rank].sqrt()
+    a = objective.unwhiten_input(root.unsqueeze(-1) * vh[:, :rank])
+    return a, objective.unwhiten_output(u[:, :, :rank] * root.unsqueeze(-2))

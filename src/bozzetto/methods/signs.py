@@ -41,6 +41,14 @@ class Sides(NamedTuple):
         left = torch.linalg.solve_triangular(a.mT, self.coordinates, upper=True)
         return torch.linalg.solve_triangular(b, left, upper=False, left=False)
 
+    def at(self, weight: Tensor) -> "Sides":
+        """The same signs for another weight, (m, d)."""
+        return self._replace(coordinates=self.outputs.images @ weight @ self.inputs.images.mT)
+
+    def weight(self) -> Tensor:
+        """Tᵀ M S, (m, d)."""
+        return self.outputs.signs.mT @ self.core() @ self.inputs.signs
+
     def explained(self) -> Tensor:
         """Of the objective, at every size at once; (k,)."""
         return self.coordinates.square().cumsum(0).cumsum(1).diagonal()
@@ -58,7 +66,7 @@ class SignsMethod(Method):
 
     def values(self, m: LinearMap, size: int) -> int:
         """k² a group; the dense number beyond the largest size."""
-        fits = size <= largest_signs(m, m.weight.numel() // m.op.groups)
+        fits = size <= largest_signs(m)
         return size * size * m.op.groups if fits else m.weight.numel()
 
     def sizes(self, m: LinearMap) -> list[int]:
@@ -95,16 +103,17 @@ class SignsMethod(Method):
         return [objective.energy - float(explained[size - 1]) for size in sizes]
 
 
-def largest_signs(m: LinearMap, multiply_adds: int) -> int:
-    """The most sign vectors a side with which a group of a layer costs that many multiply-adds.
+def largest_signs(m: LinearMap, exact: int = 0) -> int:
+    """The most sign vectors a side that, beside exact factors, cost no more than the dense layer.
 
-    Counted at one input position; the parts behind a transposed convolution run at the larger
-    output.
+    In multiply-adds of a group at one input position; what stands behind a transposed convolution
+    runs at the larger output.
     """
     rows, d = m.block
-    spread = math.prod(m.op.stride) if isinstance(m.op, Conv) and m.op.transposed else 1
-    half = (d / spread + rows) / 2
-    return min(rows, d, math.floor((half * half + multiply_adds / spread) ** 0.5 - half))
+    more = math.prod(m.op.stride) if isinstance(m.op, Conv) and m.op.transposed else 1
+    left = max(0, rows * d - exact * (d + more * rows))
+    half = (d / more + rows) / 2
+    return min(rows, d, math.floor((half * half + left / more) ** 0.5 - half))
 
 
 def choose_sides(objective: Objective, weight: Tensor, size: int) -> list[Sides]:
