@@ -18,6 +18,7 @@ from torch.optim import SGD
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
+from bozzetto import sketch
 from bozzetto.optim import Anderson, Interpolatron
 from bozzetto.train import CheckpointMismatch, Diverged, Recipe, train
 from bozzetto.train.checkpoint import read_checkpoint, write_checkpoint
@@ -187,6 +188,15 @@ def test_a_checkpoint_of_something_else_is_refused(interrupted, change, says):
         train(**given, checkpoint=interrupted)
     assert_close(weights(given["model"]), before, rtol=0, atol=0)
     assert interrupted.read_bytes() == content
+
+
+def test_a_checkpoint_of_another_plan_is_refused_though_all_shapes_agree(tmp_path):
+    """Sketches are not in the state dict: with another seed the same cores mean something else."""
+    wide = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))
+    first, second = (sketch(wide, 0.8, seed=seed)[0] for seed in (1, 2))
+    train(first, loader(), RECIPES["adamw"], checkpoint=tmp_path / "run")
+    with pytest.raises(CheckpointMismatch, match=r"another architecture: .*seed=\d+.*seed=\d+"):
+        train(second, loader(), RECIPES["adamw"], checkpoint=tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "weights"])

@@ -5,6 +5,7 @@ from bozzetto.train.history import Diverged, History, Progress
 from bozzetto.train.loop import train
 from bozzetto.train.metrics import METRICS, evaluate
 from bozzetto.train.optimizers import OPTIMIZERS
+from bozzetto.train.processes import whole_state
 from bozzetto.train.recipe import Recipe
 from bozzetto.train.schedule import SCHEDULES
 
@@ -19,4 +20,5 @@ __all__ = [
     "Recipe",
     "evaluate",
     "train",
+    "whole_state",
 ]

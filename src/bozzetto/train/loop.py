@@ -17,6 +17,7 @@ from bozzetto.train.checkpoint import read_checkpoint, write_checkpoint
 from bozzetto.train.history import Diverged, History, Progress
 from bozzetto.train.metrics import Metric, evaluate
 from bozzetto.train.objective import objective
+from bozzetto.train.processes import Alone, together
 from bozzetto.train.randomness import Randomness
 from bozzetto.train.recipe import Recipe
 from bozzetto.train.run import Run
@@ -37,6 +38,7 @@ def train(
     callbacks: Iterable[Callable[[Progress], None]] = (),
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
+    accelerator: Any = None,
 ) -> History:
     """Train the model in place as the recipe says, from labels, a teacher, or both.
 
@@ -57,6 +59,9 @@ def train(
         checkpoint: file that holds the whole run after every epoch. If it exists, the run goes on
             from there.
         checkpoint_every: steps after which it is also written within an epoch.
+        accelerator: an `accelerate.Accelerator`, for several processes (data parallel, FSDP 2) and
+            its device; see `Processes`. All of them call this with the same arguments; callbacks
+            and checkpoints are the first one's. A sharded model stays so: see `whole_state`.
 
     Raises:
         Diverged: (a FloatingPointError) if the loss or the weights become NaN or infinite. The
@@ -72,16 +77,18 @@ def train(
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError(f"checkpoint_every needs a checkpoint and >= 1; got {checkpoint_every}")
     steps = _steps_of(loader, recipe.accumulate)
-    run = Run(model, recipe, steps=steps, distilled=teacher is not None)
+    processes = together(accelerator)
+    run = Run(model, recipe, steps=steps, distilled=teacher is not None, processes=processes)
     loop = _Loop(
         run=run,
         loader=loader,
         teacher=teacher,
         val=val,
         metrics=[metric] if isinstance(metric, str) or callable(metric) else list(metric),
-        callbacks=list(callbacks),
+        callbacks=list(callbacks) if processes.rank == 0 else [],
         checkpoint=checkpoint,
         every=checkpoint_every,
+        processes=processes,
         random=Randomness(recipe.seed, device_of(model), loader),
     )
     with ExitStack() as borrowed:
@@ -138,6 +145,7 @@ class _Loop:
     callbacks: list[Callable[[Progress], None]]
     checkpoint: Path | None
     every: int | None
+    processes: Alone
     random: Randomness
     resumed: list[Tensor] | None = None  # random state in the middle of an epoch
     began: float = field(default_factory=time.perf_counter)
@@ -160,14 +168,24 @@ class _Loop:
         """Go on from the checkpoint, or make sure that there can be one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            state = read_checkpoint(path)
+            state = self.processes.cut(read_checkpoint(path), self.run.model)
             self.run.load(state)
-            self.resumed, self.skipped = state["random"], len(self.run.losses)
+            self.resumed = state["random"][self.processes.rank]
+            self.skipped = len(self.run.losses)
 
     def _save(self) -> None:
-        if self.checkpoint is not None:
-            self.run.check_weights()
-            write_checkpoint(self.checkpoint, {**self.run.state(), "random": self.random.state()})
+        if self.checkpoint is None:
+            return
+        self.run.check_weights()
+        random = self.processes.lists(self.random.state())
+        state, failed = self.processes.whole({**self.run.state(), "random": random}), None
+        if self.processes.rank == 0:
+            try:
+                write_checkpoint(self.checkpoint, state)
+            except OSError as error:
+                failed = error
+        if self.processes.sum(failed is not None):
+            raise failed or OSError(f"the first process could not write {self.checkpoint}")
 
     def _epoch(self) -> None:
         run, safe = self.run, self.run.weights()  # one copy of the model, to fall back on
@@ -196,6 +214,8 @@ class _Loop:
                 raise ValueError(
                     f"the loader's length says {run.steps} steps; it goes on after them"
                 )
+            if not run.step:  # the loader has drawn its order, the same in every process
+                self.random.part(run.epoch, self.processes.rank)
             self._step(group)
         if not run.step:
             raise ValueError(f"the loader gave no batches in epoch {run.epoch + 1}")
@@ -206,7 +226,8 @@ class _Loop:
         run.optimizer.zero_grad()
         loss = self._gradients(group)
         if run.recipe.clip is not None:
-            norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip)
+            found = nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip)
+            norm = self.processes.norm(found)
             if not bool(norm.isfinite()):
                 raise run.diverged("the gradient is not finite", step=len(run.losses) + 1)
         run.advance(loss, rate)
@@ -216,22 +237,25 @@ class _Loop:
 
     def _gradients(self, group: list[Batch]) -> float:
         """Gradients of the mean loss over all samples of the group; returns that loss."""
-        sizes, mean = [batch_size(batch) for batch in group], 0.0
+        sizes, mean, count = [batch_size(batch) for batch in group], 0.0, self.processes.count
         if not all(sizes):
             raise ValueError(f"a batch needs at least one sample; got batches of {sizes}")
-        for batch, size in zip(group, sizes, strict=True):
-            loss = self._loss(batch) * (size / sum(sizes))
-            mean += float(loss.detach())
-            if not math.isfinite(mean):
-                raise self.run.diverged(f"the loss is {mean}", step=len(self.run.losses) + 1)
-            loss.backward()
+        for place, (batch, size) in enumerate(zip(group, sizes, strict=True), start=1):
+            own, counted = self.processes.share(batch, size)
+            more = place < len(group)
+            with self.processes.waiting(self.run.network) if more else nullcontext():
+                loss = self._loss(own) * (counted / sum(sizes))
+                mean += self.processes.sum(float(loss.detach()))
+                if not math.isfinite(mean):
+                    raise self.run.diverged(f"the loss is {mean}", step=len(self.run.losses) + 1)
+                (loss * count).backward()  # processes average their gradients
         self.samples += sum(sizes)
         return mean
 
     def _loss(self, batch: Batch) -> Tensor:
         moved, taught = to(batch, self.random.device), None
         with self._precision():
-            output = call(self.run.model, moved)
+            output = call(self.run.network, moved)
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = call(self.teacher, to(batch, device_of(self.teacher)))

@@ -41,10 +41,7 @@ class Randomness:
 
     def begin(self, epoch: int) -> None:
         """Seed everything for an epoch (0 is the first)."""
-        seed = derive_seed(self.seed, "train", epoch)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        self._seed(derive_seed(self.seed, "train", epoch))
         for place, (generator, initial) in enumerate(
             zip(self.generators, self.initial, strict=True)
         ):
@@ -52,6 +49,16 @@ class Randomness:
         for part in self.parts:
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
+
+    def part(self, epoch: int, rank: int) -> None:
+        """Let a process draw numbers of its own, after the loader's order was drawn; 0 goes on."""
+        if rank:
+            self._seed(derive_seed(self.seed, "process", rank, epoch))
+
+    def _seed(self, seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def state(self) -> list[Tensor]:
         """Of the global generators; the loader's are replayed from the start of the epoch."""

@@ -14,6 +14,7 @@ from bozzetto.batches import device_of, to
 from bozzetto.train.checkpoint import CheckpointMismatch
 from bozzetto.train.history import Diverged, History
 from bozzetto.train.optimizers import OPTIMIZERS, parameter_groups
+from bozzetto.train.processes import Alone, own_part
 from bozzetto.train.recipe import Recipe
 from bozzetto.train.schedule import rate_factor
 
@@ -26,16 +27,24 @@ class Run:
     """A model, its optimiser and average, and how far they have come.
 
     Attributes:
+        network: the model as it is called in training, wrapped where processes train together.
         epoch: epochs that are complete.
         step: steps done in the current epoch.
         steps: steps of every epoch; None if not known.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, steps: int | None, distilled: bool
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        steps: int | None,
+        distilled: bool,
+        processes: Alone,
     ) -> None:
         self.model, self.recipe, self.steps, self.distilled = model, recipe, steps, distilled
-        self.optimizer = _optimizer(model, recipe)
+        self.processes = processes
+        self.network, self.optimizer = processes.prepare(model, _optimizer(model, recipe))
         self.highest = [group["lr"] for group in self.optimizer.param_groups]
         self.average = self.weights() if recipe.ema else None
         self.epoch, self.step = 0, 0
@@ -91,10 +100,12 @@ class Run:
         return Diverged(what, step=step, lr=rate, history=self.history())
 
     def check_weights(self) -> None:
-        """Raise Diverged if the last step left a parameter that is not finite."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise self.diverged(f"the weights {name} are not finite", step=len(self.losses))
+        """Raise Diverged if the last step left a parameter that is not finite in any process."""
+        named = ((n, p.detach()) for n, p in self.model.named_parameters())
+        broken = [name for name, value in named if not bool(own_part(value).isfinite().all())]
+        if self.processes.sum(len(broken)):
+            which = broken[0] if broken else "of another process"
+            raise self.diverged(f"the weights {which} are not finite", step=len(self.losses))
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
@@ -158,8 +169,10 @@ class Run:
         return {
             "recipe": {name: _plain(value) for name, value in values.items()},
             "model": {name: _described(value) for name, value in state},
+            "architecture": _architecture(self.model),
             "loader": {"steps of an epoch": self.steps},
             "teacher": {"given": self.distilled},
+            "processes": {"count": self.processes.count},
         }
 
 
@@ -194,6 +207,12 @@ def _plain(value: Any) -> Any:
 
 def _described(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else "no tensor"
+
+
+def _architecture(model: nn.Module) -> dict[str, str]:
+    """What every module says of itself: sketches are not in the state, but their seeds are here."""
+    modules = model.named_modules()
+    return {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in modules}
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
