@@ -11,6 +11,7 @@ from bozzetto.sketch import Fold
 __all__ = ["RANK", "WIDE", "Diagonal", "Full", "LowRank", "Metric", "SketchedMoment", "metric_of"]
 
 WIDE = 16_384  # beyond: a whole moment would take over 2 GiB
+ROUNDING = 1e-6  # of moments that were summed over float32 products
 RANK = 1_024  # rows of the sketch of a wider one
 
 
@@ -147,20 +148,30 @@ class LowRank(Metric):
         return a / self.root
 
 
-def metric_of(moment: Tensor | SketchedMoment, damping: float) -> Metric:
-    """A moment plus a fraction of its mean eigenvalue on the diagonal, as a metric."""
+def metric_of(moment: Tensor | SketchedMoment, damping: float, raw: Tensor | None = None) -> Metric:
+    """A moment, `damped`, as a metric."""
     if isinstance(moment, SketchedMoment):
         diagonal, factor = moment.approximate()
         mean = moment.diagonal.mean(-1, keepdim=True)
         return LowRank(diagonal + damping * mean + 1e-30, factor)
     if moment.ndim == 1:
         return Diagonal(damped(moment, damping))
-    return Full(damped(moment, damping))
+    return Full(damped(moment, damping, raw))
 
 
-def damped(a: Tensor, fraction: float) -> Tensor:
-    """A moment, full or diagonal, plus that fraction of its mean eigenvalue: positive definite."""
+def damped(a: Tensor, fraction: float, raw: Tensor | None = None) -> Tensor:
+    """A moment, full or diagonal, plus that fraction of its mean eigenvalue: positive definite.
+
+    Where it is the small difference of a larger matrix `raw` and something else, as a covariance of
+    nearly constant inputs is, the rounding of that difference is added too.
+    """
     if a.ndim == 1:
         return a + (fraction * a.mean() + 1e-30)
-    mean = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return a + (fraction * mean + 1e-30) * torch.eye(a.shape[-1], dtype=a.dtype)
+    shift = fraction * _mean_eigenvalue(a).clamp_min(0) + 1e-30
+    if raw is not None:
+        shift = shift + ROUNDING * _mean_eigenvalue(raw)
+    return a + shift * torch.eye(a.shape[-1], dtype=a.dtype)
+
+
+def _mean_eigenvalue(a: Tensor) -> Tensor:
+    return a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]

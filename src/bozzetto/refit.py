@@ -121,10 +121,11 @@ def _refit_layer_(
 ) -> None:
     m = linear_map(target.get_submodule(path))
     moment, cross, ours, theirs = _joint_moments(m.op, pairs)
+    raw = moment
     if m.bias is not None:
         moment = moment - ours.unsqueeze(-1) * ours.unsqueeze(-2)
         cross = cross - theirs.unsqueeze(-1) * ours.unsqueeze(-2)
-    steady = damped(moment, INPUT_DAMPING)
+    steady = damped(moment, INPUT_DAMPING, raw)
     # The damping stands for inputs that both networks see alike, so it is added to both moments.
     best = torch.linalg.solve(steady, (m.matrix() @ (cross + steady - moment)).mT).mT
     layer, applied = small.get_submodule(path), best

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class Hybrid(Method):
     Size is r. The signs are those that `SignsMethod` would choose for what the exact factors
     leave; then factors and core are fitted in turn, each exactly.
     """
+
+    recovers: ClassVar[bool] = False
 
     def _signs(self, m: LinearMap, size: int) -> int:
         """Sign vectors a side beside r exact factors."""

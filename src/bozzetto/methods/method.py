@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, cast
@@ -42,10 +42,11 @@ class Objective:
         if self.stats is None:
             return None
         c, mean = self.stats.moment, self.stats.mean
-        if self.map.bias is not None and mean is not None:
-            sketched = isinstance(c, SketchedMoment)
-            c = c.centred(mean) if sketched else c - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        return metric_of(c, INPUT_DAMPING)
+        if self.map.bias is None or mean is None:
+            return metric_of(c, INPUT_DAMPING)
+        if isinstance(c, SketchedMoment):
+            return metric_of(c.centred(mean), INPUT_DAMPING)
+        return metric_of(c - mean.unsqueeze(-1) * mean.unsqueeze(-2), INPUT_DAMPING, c)
 
     @cached_property
     def output_metric(self) -> Metric | None:
@@ -130,15 +131,19 @@ class Method(ABC):
 
     Attributes:
         needs_moments: whether fitting needs the whole moments, which very wide layers do not have.
+        recovers: whether fitting a weight that a layer of that size applies finds it exactly.
+        random: whether the error depends on the seed; `errors` is then that of one draw.
     """
 
     needs_moments: ClassVar[bool] = True
+    recovers: ClassVar[bool] = True
+    random: ClassVar[bool] = False
 
     def forms(self, objective: Objective) -> "list[Form]":
-        """What a layer can become, with the error of each: all `sizes`, unless options are free."""
+        """What a layer can become, dearer and better one after the other: the best of `sizes`."""
         sizes = self.sizes(objective.map)
         found = zip(sizes, self.errors(objective, sizes), strict=True)
-        return [Form(self, size, error) for size, error in found]
+        return front(objective.map, [Form(self, size, error) for size, error in found])
 
     def options(self) -> dict[str, Any]:
         """The options that are not the defaults."""
@@ -188,6 +193,15 @@ class Form(NamedTuple):
     method: Method
     size: int
     error: float
+
+
+def front(m: LinearMap, forms: Iterable[Form], worth: float = 1.0) -> list[Form]:
+    """The forms by ascending values, each with less than `worth` times the error before it."""
+    found: list[Form] = []
+    for form in sorted(forms, key=lambda f: (f.method.values(m, f.size), f.error)):
+        if not found or form.error < worth * found[-1].error:
+            found.append(form)
+    return found
 
 
 def fresh_variance(m: LinearMap) -> float:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ class SignsMethod(Method):
     trained; a sign is stored as one bit. Sizes end where the layer would cost more multiply-adds
     than the dense one.
     """
+
+    recovers: ClassVar[bool] = False  # the best signs are a hard problem; these are good ones
 
     def values(self, m: LinearMap, size: int) -> int:
         """k² a group; the dense number beyond the largest size."""

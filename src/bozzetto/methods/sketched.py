@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ class SketchedMethod(Method):
     family: str = "fold"
     sides: Sides = "both"
     terms: int = 1
+
+    random: ClassVar[bool] = True
 
     def _sides(self, m: LinearMap) -> Sides:
         """A look-up keeps its vocabulary: hashing a trained table only adds noise."""

@@ -14,6 +14,7 @@ from bozzetto.methods.method import (
     fresh_,
     fresh_bias_,
     fresh_variance,
+    front,
     spread_sizes,
 )
 from bozzetto.methods.regression import (
@@ -73,11 +74,7 @@ class Tucker(Method):
         tried = [replace(self, inputs=r) for r in spread_sizes(m.weight.shape[1], 32)]
         pairs = {t.ranks(m, size): t for t in tried for size in range(1, t.most(m) + 1)}
         errors = regression_errors(objective, pairs)
-        front: list[Form] = []
-        for r_in, r_out in sorted(pairs, key=lambda r: (pairs[r].values(m, r[1]), errors[r])):
-            if not front or errors[r_in, r_out] < _WORTH * front[-1].error:
-                front.append(Form(pairs[r_in, r_out], r_out, errors[r_in, r_out]))
-        return front
+        return front(m, (Form(t, r[1], errors[r]) for r, t in pairs.items()), _WORTH)
 
     def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
         """Sequential(pointwise n → r_in, layer r_in → r_out, pointwise r_out → m)."""

@@ -95,6 +95,11 @@ class _SketchConv(Sketched):
         """Whether the cores are transposed convolutions."""
         return cls.conv.__name__.startswith("ConvTranspose")
 
+    def fan_in(self) -> int:
+        """Torch's, which of a transposed layer is that of its output."""
+        shape = self.shape
+        return shape.m * math.prod(shape.taps) if self.transposed() else shape.patch
+
     @classmethod
     def from_dense(
         cls,

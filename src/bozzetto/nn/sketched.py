@@ -95,9 +95,13 @@ class Sketched(Sum):
         self.to(like)
         self.reset_parameters()
 
+    def fan_in(self) -> int:
+        """By which torch draws the dense layer: d."""
+        return self.shape.patch
+
     def reset_parameters(self) -> None:
         """Draw cores and bias like torch draws the dense ones: uniform within ±1/√fan_in."""
-        bound = self.shape.patch**-0.5
+        bound = self.fan_in() ** -0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 

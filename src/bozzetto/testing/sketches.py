@@ -1,14 +1,13 @@
-"""Contracts: what every sketch has to keep, for the tests of whoever writes a new one."""
+"""The contract of a sketch family."""
 
 import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
-from bozzetto.linalg import random_normal
 from bozzetto.sketch import Sketch
+from bozzetto.testing.requiring import normal, require, require_error, require_mean, same
 
 _SIZES = ((1, 1), (7, 7), (11, 4), (12, 5), (13, 1), (16, 4))
 _DRAWN_SIZES = ((9, 4), (8, 2))
@@ -39,61 +38,39 @@ def check_sketch(family: type[Sketch]) -> None:
         _check_moments(family, n, k)
 
 
-def _require(condition: bool, message: str) -> None:
-    # Not an assert statement: the contract must hold under `python -O` too.
-    if not condition:
-        raise AssertionError(message)
-
-
-def _require_error(call: Callable[[], object], what: str) -> None:
-    try:
-        call()
-    except ValueError:
-        return
-    raise AssertionError(f"{what} must raise ValueError; it was accepted")
-
-
-def _same(got: Tensor, expected: Tensor, what: str, tolerance: float = 0.0) -> None:
-    assert_close(got, expected, rtol=tolerance, atol=tolerance, msg=lambda m: f"{what}\n{m}")
-
-
-def _normal(*shape: int) -> Tensor:
-    return random_normal(11, torch.Size(shape).numel()).view(shape)
-
-
 def _check_range(family: type[Sketch]) -> None:
     for n, k in ((5, 0), (5, -1), (5, 6), (0, 0), (-2, -2)):
-        _require_error(lambda n=n, k=k: family(n, k, 0), f"k={k} for n={n}")
+        require_error(lambda n=n, k=k: family(n, k, 0), f"k={k} for n={n}")
 
 
 def _check_seed(family: type[Sketch]) -> None:
     state = torch.get_rng_state()
     first, again, other = (family(64, 16, seed).dense() for seed in (5, 5, 6))
-    _same(again, first, "one seed must give one map")
-    _require(bool((first != other).any()), "different seeds must give different maps")
-    _same(torch.get_rng_state(), state, "torch's global generator must be left alone")
+    same(again, first, "one seed must give one map")
+    require(bool((first != other).any()), "different seeds must give different maps")
+    same(torch.get_rng_state(), state, "torch's global generator must be left alone")
 
 
 def _check_stores_nothing(sketch: Sketch) -> None:
     stored = [*sketch.state_dict(), *(name for name, _ in sketch.named_parameters())]
-    _require(not stored, f"a seed needs no stored values; {sketch} stores {stored}")
+    require(not stored, f"a seed needs no stored values; {sketch} stores {stored}")
     copied = copy.deepcopy(sketch)
-    _same(copied.dense(), sketch.dense(), f"a deepcopy of {sketch} must be the same map")
-    x = _normal(2, sketch.n).to(sketch.dense().dtype)
-    _same(copied.down(x), sketch.down(x), f"a deepcopy of {sketch} must work the same")
+    same(copied.dense(), sketch.dense(), f"a deepcopy of {sketch} must be the same map")
+    x = normal(2, sketch.n).to(sketch.dense().dtype)
+    same(copied.down(x), sketch.down(x), f"a deepcopy of {sketch} must work the same")
 
 
 def _check_dense(sketch: Sketch) -> None:
     u = sketch.dense()  # (k, n)
-    _require(u.shape == (sketch.k, sketch.n), f"dense of {sketch} has shape {tuple(u.shape)}")
+    require(u.shape == (sketch.k, sketch.n), f"dense of {sketch} has shape {tuple(u.shape)}")
     for batch in _BATCHES:
         for dim in range(-len(batch) - 1, len(batch) + 1):
             _check_along(sketch.down, u, batch, dim, f"down of {sketch}")
             _check_along(sketch.up, u.T, batch, dim, f"up of {sketch}")
-    x = _normal(3, sketch.n)
+    x = normal(3, sketch.n)
     for name, y in (("forward", sketch(x)), ("down", sketch.down(x)), ("up", sketch.up(x @ u.T))):
         expected = x @ u.T @ u if name == "up" else x @ u.T
-        _same(y, expected, f"{name} of {sketch} must take the last axis by default", 1e-10)
+        same(y, expected, f"{name} of {sketch} must take the last axis by default", 1e-10)
 
 
 def _check_along(
@@ -103,41 +80,30 @@ def _check_along(
     dim: int,
     what: str,
 ) -> None:
-    x = _normal(*batch, matrix.shape[1]).movedim(-1, dim)
+    x = normal(*batch, matrix.shape[1]).movedim(-1, dim)
     expected = (x.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
-    _same(
+    same(
         apply(x, dim), expected, f"{what} differs from dense on {tuple(x.shape)}, axis {dim}", 1e-10
     )
 
 
 def _check_adjoint(sketch: Sketch) -> None:
-    x, y = _normal(4, sketch.n), _normal(4, sketch.k)
+    x, y = normal(4, sketch.n), normal(4, sketch.k)
     left, right = (sketch.down(x) * y).sum(-1), (x * sketch.up(y)).sum(-1)
-    _same(left, right, f"<Ux, y> = <x, Uᵀy> fails for {sketch}", 1e-10)
+    same(left, right, f"<Ux, y> = <x, Uᵀy> fails for {sketch}", 1e-10)
 
 
 def _check_lengths(sketch: Sketch) -> None:
     n, k = sketch.n, sketch.k
     for length in {1, n - 1, n + 1} - {n}:
-        _require_error(lambda s=length: sketch.down(_normal(2, s)), f"down of {length} for n={n}")
+        require_error(lambda s=length: sketch.down(normal(2, s)), f"down of {length} for n={n}")
     for length in {1, k - 1, k + 1} - {k}:
-        _require_error(lambda s=length: sketch.up(_normal(2, s)), f"up of {length} for k={k}")
+        require_error(lambda s=length: sketch.up(normal(2, s)), f"up of {length} for k={k}")
 
 
 def _check_moments(family: type[Sketch], n: int, k: int) -> None:
     dense = (family(n, k, seed).dense().double() for seed in range(_DRAWS))
     deviations = torch.stack([u.T @ u for u in dense]) - torch.eye(n, dtype=torch.float64)
-    _require_mean(deviations, 0.0, f"E[UᵀU] = I for n={n}, k={k}")
+    require_mean(deviations, 0.0, f"E[UᵀU] = I for n={n}, k={k}")
     errors = deviations.square().sum((1, 2)) / n  # ‖(UᵀU − I)v‖² / ‖v‖², averaged over v
-    _require_mean(errors, family(n, k, 0).variance(), f"variance() for n={n}, k={k}")
-
-
-def _require_mean(draws: Tensor, expected: float, what: str) -> None:
-    error = (draws.mean(0) - expected).abs()
-    bound = 5 * draws.std(0) / len(draws) ** 0.5 + 1e-5  # the last for single-precision entries
-    worst = (error - bound).argmax()
-    _require(
-        bool((error <= bound).all()),
-        f"{what} fails: off by {error.flatten()[worst]:.3g}, five standard errors are "
-        f"{bound.flatten()[worst]:.3g}",
-    )
+    require_mean(errors, family(n, k, 0).variance(), f"variance() for n={n}, k={k}")

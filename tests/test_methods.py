@@ -1,0 +1,37 @@
+"""The contracts of maps and methods, over every kind of layer and the whole registry."""
+
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+from bozzetto.maps import linear_map
+from bozzetto.methods import METHODS, make_method
+from bozzetto.testing import check_map, check_method
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(24, 16),
+    "wide linear": lambda: nn.Linear(12, 40, bias=False),
+    "one output": lambda: nn.Linear(24, 1),
+    "conv1d": lambda: nn.Conv1d(8, 12, 5, padding="same"),
+    "strided conv": lambda: nn.Conv2d(6, 10, 3, stride=2, padding=1, bias=False),
+    "grouped dilated conv": lambda: nn.Conv2d(8, 12, (3, 2), dilation=2, groups=2),
+    "depthwise conv": lambda: nn.Conv2d(8, 8, 3, groups=8),
+    "pointwise conv": lambda: nn.Conv2d(12, 16, 1),
+    "volume conv": lambda: nn.Conv3d(4, 6, 2, padding_mode="circular", padding=1),
+    "transposed conv": lambda: nn.ConvTranspose2d(8, 12, 3, stride=2, output_padding=1, groups=2),
+    "embedding": lambda: nn.Embedding(40, 12),
+    "padded embedding": lambda: nn.Embedding(40, 12, padding_idx=3),
+}
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@every_layer
+def test_a_layer_keeps_the_contract_of_maps(name: str) -> None:
+    check_map(LAYERS[name]())
+
+
+@every_layer
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_keeps_its_contract_on_every_layer(name: str, method: str) -> None:
+    check_method(make_method(method), linear_map(LAYERS[name]()))
