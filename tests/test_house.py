@@ -27,7 +27,7 @@ CHAIN: list[set[str]] = [
     {"composite", "hf"},
     {"expand"},
     {"stats", "sites"},
-    {"methods"},
+    {"methods", "reduction"},
     {"budget", "prices", "knapsack", "plan", "replay"},
     {"menu"},
     {"refit"},
