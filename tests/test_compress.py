@@ -86,7 +86,7 @@ def test_the_users_model_is_never_changed(network: Network) -> None:
 def test_the_users_model_is_unchanged_when_calibration_fails_midway() -> None:
     model, x = NETWORKS["mlp"]()
     before = state(model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="batch 2 of"):
         bz.compress(model, 0.5, [x, x[:, :3]])
     assert_same(before, state(model))
 
@@ -245,3 +245,55 @@ def test_a_pattern_that_fits_no_layer_is_refused() -> None:
     model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24))
     with pytest.raises(ValueError, match=r"\['0', '2'\]; 'head.\*' fits none"):
         bz.compress(model, 0.8, [torch.randn(64, 24)], layers="head.*")
+
+
+@pytest.mark.parametrize(
+    ("batch", "came"),
+    [
+        (
+            torch.ones(4, 24, dtype=torch.float64),
+            r"batch 2 of \['torch.float64 \(4, 24\) on cpu'\]",
+        ),
+        (torch.ones(4, 23), r"batch 2 of \['torch.float32 \(4, 23\) on cpu'\]"),
+        ({"pixels": torch.ones(4, 24)}, "unexpected keyword argument 'pixels'"),
+    ],
+)
+def test_calibration_that_the_model_does_not_take_is_told(batch: object, came: str) -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24))
+    with pytest.raises(ValueError, match=f"its weights are \\['torch.float32 on cpu'\\].*{came}"):
+        bz.compress(model, 0.8, [torch.ones(4, 24), batch])
+
+
+class ByName(nn.Module):
+    """Calls its layers with keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 32), nn.Linear(32, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(input=self.first(input=x).relu())
+
+
+def test_layers_called_by_keyword_are_compressed_too() -> None:
+    small, plan = bz.compress(ByName(), 0.7, [torch.randn(64, 24)])
+    assert set(plan.choices) | set(plan.dense) == {"first", "second"}
+    assert outputs(small, torch.randn(2, 24)).shape == (2, 24)
+
+
+def test_dead_constant_and_badly_scaled_channels_give_finite_networks() -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24)).eval()
+    x = torch.randn(64, 24) * torch.logspace(-3, 3, 24)
+    x[:, 3], x[:, 5] = 0.0, 7.0
+    with torch.no_grad():
+        model.get_parameter("0.bias")[:4] = -1e6  # dead units
+    small, _ = bz.compress(model, 0.6, [x[:5], x[5:]])
+    error = (outputs(small, x) - outputs(model, x)).norm() / outputs(model, x).norm()
+    assert error < 0.1  # a few channels carry nearly all
+
+
+def test_a_single_sample_is_calibration_enough_for_itself() -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24)).eval()
+    x = torch.randn(1, 24)
+    small, _ = bz.compress(model, 0.3, [x])
+    torch.testing.assert_close(outputs(small, x), outputs(model, x), rtol=0.05, atol=0.05)

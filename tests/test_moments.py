@@ -10,7 +10,7 @@ from bozzetto.linalg import seeded
 from bozzetto.maps import linear_map
 from bozzetto.methods import LowRank, Objective
 from bozzetto.methods import method as method_module
-from bozzetto.moments import SketchedMoment, metric_of
+from bozzetto.moments import Products, SketchedMoment, metric_of
 from bozzetto.stats import Stats
 
 
@@ -105,3 +105,23 @@ def test_a_method_that_needs_the_whole_moment_is_told() -> None:
     found = Objective(m, Stats(SketchedMoment.of(x, 8), None, None, 400, ()))
     with pytest.raises(ValueError, match="a whole moment is kept up to a width of"):
         _ = found.moment
+
+
+def test_a_mean_far_beyond_the_spread_costs_no_precision() -> None:
+    x = (rows(600, 20)[0] + 1e3).float().unsqueeze(0)
+    products = Products()
+    for part in x.split(100, dim=1):
+        products.add(part, part)
+    moment, mean, _ = products.means()
+    exact = x[0].double()
+    centred = moment[0] - mean[0].outer(mean[0])
+    torch.testing.assert_close(centred, exact.T.cov(correction=0), rtol=1e-4, atol=1e-6)
+
+
+def test_products_of_two_streams_are_means_over_all_rows() -> None:
+    x, y, products = rows(500, 7), rows(500, 7, decay=0.3), Products()
+    for a, b in zip(x.split(90, dim=1), y.split(90, dim=1), strict=True):
+        products.add(a, b)
+    cross, mean_x, mean_y = products.means()
+    torch.testing.assert_close(cross, x.mT @ y / 500)
+    torch.testing.assert_close((mean_x, mean_y), (x.mean(1), y.mean(1)))

@@ -13,6 +13,7 @@ __all__ = [
     "batch_size",
     "call",
     "device_of",
+    "first_input",
     "in_mode",
     "output_loss",
     "predicted",
@@ -60,6 +61,11 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         "the input of a batch is a Tensor, a tuple of positional arguments or a mapping of "
         f"keyword arguments; got a {type(given).__name__}"
     )
+
+
+def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The input of a layer's call, given by place or as the only keyword."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def call(model: Callable[..., Any], batch: Batch) -> Any:

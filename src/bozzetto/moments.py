@@ -8,10 +8,22 @@ from torch import Tensor
 
 from bozzetto.sketch import Fold
 
-__all__ = ["RANK", "WIDE", "Diagonal", "Full", "LowRank", "Metric", "SketchedMoment", "metric_of"]
+__all__ = [
+    "RANK",
+    "WIDE",
+    "Diagonal",
+    "Full",
+    "LowRank",
+    "Metric",
+    "Products",
+    "SketchedMoment",
+    "WideProducts",
+    "damped",
+    "metric_of",
+]
 
 WIDE = 16_384  # beyond: a whole moment would take over 2 GiB
-ROUNDING = 1e-6  # of moments that were summed over float32 products
+ROUNDING = 1e-10  # of moments, which are sums of products of centred rows
 RANK = 1_024  # rows of the sketch of a wider one
 
 
@@ -68,6 +80,57 @@ class SketchedMoment:
 
 def _test_matrix(n: int, rank: int) -> Fold:
     return Fold(n, rank, seed=0)
+
+
+class Products:
+    """Means of x yᵀ, x and y over rows that arrive in parts, in one pass.
+
+    Products are taken of rows less the mean of the first part, so that single precision loses
+    nothing where the mean is large beside the spread; sums are float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift = self._total = self._x = self._y = torch.zeros(())
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Rows of the same positions, each (g, b, n); the same tensor twice for a moment."""
+        if not self.count:
+            self._shift = y.mean(1, keepdim=True)
+        same, x = x is y, x - self._shift
+        y = x if same else y - self._shift
+        self._total = (x.mT @ y).double() + self._total
+        self._x, self._y = self._x + x.sum(1).double(), self._y + y.sum(1).double()
+        self.count += x.shape[1]
+
+    def means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """E[x yᵀ]: (g, n, n), E[x] and E[y]: (g, n); float64 on the CPU."""
+        s = self._shift.double().cpu().squeeze(1)
+        total, x, y = (part.cpu() / self.count for part in (self._total, self._x, self._y))
+        total = total + x.unsqueeze(-1) * s.unsqueeze(-2)
+        return total + s.unsqueeze(-1) * (y + s).unsqueeze(-2), x + s, y + s
+
+
+class WideProducts:
+    """`Products` of rows with themselves that are too wide for a whole moment."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total: SketchedMoment | None = None
+        self._x = torch.zeros(())
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Rows (g, b, n), twice the same."""
+        assert x is y
+        part = SketchedMoment.of(x)
+        self._total = part if self._total is None else self._total + part
+        self._x, self.count = self._x + x.sum(1).double(), self.count + x.shape[1]
+
+    def means(self) -> tuple[SketchedMoment, Tensor, Tensor]:
+        """What is kept of E[x xᵀ], E[x] twice."""
+        assert self._total is not None
+        mean = self._x.cpu() / self.count
+        return (self._total / self.count).cpu(), mean, mean
 
 
 class Metric(ABC):

@@ -12,7 +12,7 @@ from bozzetto.expand import expand
 from bozzetto.maps import LinearMap, linear_map
 from bozzetto.methods import Objective, make_method
 from bozzetto.methods.method import INPUT_DAMPING
-from bozzetto.moments import WIDE, damped
+from bozzetto.moments import WIDE, Products, damped
 from bozzetto.nn.parts import write_weight_
 from bozzetto.ops import Lookup, Op
 from bozzetto.plan import Plan
@@ -145,15 +145,13 @@ def _refit_layer_(
 
 def _joint_moments(op: Op, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E[x̃ x̃ᵀ], E[x x̃ᵀ], E[x̃] and E[x] over all positions; float64 on the CPU."""
-    sums: list[Tensor | float] = [0.0, 0.0, 0.0, 0.0]
-    count = 0
+    own, joint = Products(), Products()
     for theirs, ours in pairs:
         for x, y in zip(chunks(theirs, op), chunks(ours, op), strict=True):
             x, y = op.patches(x), op.patches(y)
-            parts = (y.mT @ y, x.mT @ y, y.sum(1), x.sum(1))
-            sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
-            count += x.shape[1]
-    moment, cross, ours, theirs = (torch.as_tensor(total).cpu() / count for total in sums)
+            own.add(y, y)
+            joint.add(x, y)
+    (moment, ours, _), (cross, theirs, _) = own.means(), joint.means()
     return moment, cross, ours, theirs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bozzetto.batches import call
+from bozzetto.batches import call, first_input
 
 __all__ = ["Replay"]
 
@@ -48,13 +48,15 @@ class Replay:
         for number, batch in enumerate(self.batches):
             seen: list[Tensor] = []
 
-            def keep(_: nn.Module, inputs: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
-                seen.append(inputs[0])
+            def keep(_: nn.Module, args: Any, kwargs: Any, seen: list[Tensor] = seen) -> None:
+                seen.append(first_input(args, kwargs))
                 if len(seen) == calls:
                     raise _Reached
 
             with self._covered(final, number, seen):
-                handle = self.network.get_submodule(path).register_forward_pre_hook(keep)
+                handle = self.network.get_submodule(path).register_forward_pre_hook(
+                    keep, with_kwargs=True
+                )
                 try:
                     with suppress(_Reached), torch.no_grad():
                         call(self.network, batch)

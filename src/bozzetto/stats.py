@@ -3,16 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from bozzetto.batches import call, split_batch, tensors
+from bozzetto.batches import call, first_input, split_batch, tensors
 from bozzetto.expand import expand
 from bozzetto.linalg import random_signs
 from bozzetto.maps import LinearMap, NotLinear, linear_map
-from bozzetto.moments import WIDE, SketchedMoment
+from bozzetto.moments import WIDE, Products, SketchedMoment, WideProducts
 from bozzetto.ops import Lookup, Op
 
 _CHUNK = 1 << 24  # patch values formed at once
@@ -41,62 +41,48 @@ class Stats:
     shapes: tuple[tuple[int, ...], ...]
 
 
-Sum = Tensor | SketchedMoment
-
-
-def _squares(rows: Tensor) -> Sum:
-    """Σ x xᵀ over rows (g, b, n), float64."""
-    return SketchedMoment.of(rows) if rows.shape[-1] > WIDE else (rows.mT @ rows).double()
-
-
-def _plus(total: Sum | None, part: Sum) -> Sum:
-    if isinstance(part, SketchedMoment):
-        return part if total is None else cast(SketchedMoment, total) + part
-    return part if total is None else cast(Tensor, total).add_(part)
-
-
 @dataclass
 class _Meter:
     """Running sums of one layer."""
 
     op: Op
-    vocabulary: int
-    moment: Sum | None = None
-    mean: Tensor | float = 0.0
-    gradient: Sum | None = None
-    positions: int = 0
-    graded: int = 0
+    inputs: int
+    seen: Products | WideProducts
+    graded: Products | WideProducts
+    counts: Tensor | float = 0.0  # of the indices of a look-up
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
-    def add_input(self, x: Tensor) -> None:
+    @classmethod
+    def of(cls, m: LinearMap) -> Self:
+        """For the inputs and outputs of a map."""
+        seen, graded = (Products() if n <= WIDE else WideProducts() for n in m.block[::-1])
+        return cls(m.op, m.inputs, seen, graded)
+
+    def add_input(self, x: Tensor) -> bool:
+        """Whether it is finite."""
         if isinstance(self.op, Lookup):
-            counts = torch.bincount(x.flatten(), minlength=self.vocabulary)
-            self.moment = _plus(self.moment, counts.double())
-            self.positions += x.numel()
-            return
+            self.counts = self.counts + torch.bincount(x.flatten(), minlength=self.inputs).double()
+            return True
         for part in chunks(x, self.op):
             rows = self.op.patches(part)  # (g, b, d)
-            self.moment = _plus(self.moment, _squares(rows))
-            self.mean = self.mean + rows.sum(1).double()
-            self.positions += rows.shape[1]
+            self.seen.add(rows, rows)
+        return bool(x.isfinite().all())
 
     def add_gradient(self, gradient: Tensor) -> None:
         rows = gradient.movedim(self.op.dim, -1).flatten(0, -2).unflatten(-1, (self.op.groups, -1))
         rows = _single(rows).movedim(1, 0)  # (g, b, m)
-        self.gradient = _plus(self.gradient, _squares(rows))
-        self.graded += rows.shape[1]
+        self.graded.add(rows, rows)
 
-    def finite(self) -> bool:
-        """Whether the inputs so far were; the mean of a look-up's is."""
-        return bool(torch.as_tensor(self.mean).isfinite().all())
-
-    def result(self) -> Stats:
-        assert self.moment is not None
-        mean = self.mean / self.positions if isinstance(self.mean, Tensor) else None
-        gradient = None if self.gradient is None else (self.gradient / self.graded).cpu()
-        moment = (self.moment / self.positions).cpu()
-        mean = None if mean is None else mean.cpu()
-        return Stats(moment, mean, gradient, self.positions, tuple(self.shapes))
+    def result(self) -> Stats | None:
+        """None if nothing came."""
+        gradient = self.graded.means()[0] if self.graded.count else None
+        if isinstance(self.counts, Tensor):
+            count = int(self.counts.sum())
+            return Stats(self.counts.cpu() / count, None, gradient, count, tuple(self.shapes))
+        if not self.seen.count:
+            return None
+        moment, mean, _ = self.seen.means()
+        return Stats(moment, mean, gradient, self.seen.count, tuple(self.shapes))
 
 
 def _single(x: Tensor) -> Tensor:
@@ -148,14 +134,15 @@ def collect(
     model = expand(model).eval()
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())
-    meters = {p: _Meter(m.op, m.inputs) for p, m in layer_maps(model).items()}
+    meters = {path: _Meter.of(m) for path, m in layer_maps(model).items()}
     count = 0
     with torch.enable_grad():
         for count, batch in enumerate(batches, 1):
             _measure(model, batch, meters, loss, count)
     if not count:
         raise ValueError("calibration needs at least one batch; got none")
-    return {path: meter.result() for path, meter in meters.items() if meter.positions}
+    found = {path: meter.result() for path, meter in meters.items()}
+    return {path: stats for path, stats in found.items() if stats is not None}
 
 
 def _measure(
@@ -165,10 +152,9 @@ def _measure(
     outputs: list[tuple[_Meter, Tensor]] = []
 
     def hook(path: str, meter: _Meter) -> Callable[..., Tensor]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = inputs[0]
-            meter.add_input(x)
-            if not meter.finite():
+        def keep(_: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+            x = first_input(args, kwargs)
+            if not meter.add_input(x):
                 raise ValueError(
                     f"calibration needs finite values; in batch {number} the input of layer "
                     f"{path!r} has NaN or infinity"
@@ -183,9 +169,11 @@ def _measure(
         return keep
 
     modules = dict(model.named_modules())
-    handles = [modules[p].register_forward_hook(hook(p, m)) for p, m in meters.items()]
+    handles = [
+        modules[p].register_forward_hook(hook(p, m), with_kwargs=True) for p, m in meters.items()
+    ]
     try:
-        score = _score(call(model, batch), batch, loss)
+        score = _score(_output(model, batch, number), batch, loss)
     finally:
         for handle in handles:
             handle.remove()
@@ -195,6 +183,19 @@ def _measure(
     for (meter, _), gradient in zip(outputs, gradients, strict=True):
         if gradient is not None:
             meter.add_gradient(gradient)
+
+
+def _output(model: nn.Module, batch: Any, number: int) -> Any:
+    """What the model gives; if it fails, told with what it was given."""
+    try:
+        return call(model, batch)
+    except (RuntimeError, TypeError, IndexError) as error:
+        takes = {f"{p.dtype} on {p.device}" for p in model.parameters()}
+        came = [f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in tensors(batch)]
+        raise ValueError(
+            f"calibration needs batches that the model takes (its weights are {sorted(takes)}); "
+            f"batch {number} of {came} fails: {error}"
+        ) from error
 
 
 def _score(output: Any, batch: Any, loss: Loss | None) -> Tensor:
