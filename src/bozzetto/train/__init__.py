@@ -1,5 +1,6 @@
 """Training: one loop, from labels or a teacher, that resumes to the same weights bit for bit."""
 
+from bozzetto.train.augment import Augmented
 from bozzetto.train.checkpoint import CheckpointMismatch
 from bozzetto.train.history import Diverged, History, Progress
 from bozzetto.train.loop import train
@@ -13,6 +14,7 @@ __all__ = [
     "METRICS",
     "OPTIMIZERS",
     "SCHEDULES",
+    "Augmented",
     "CheckpointMismatch",
     "Diverged",
     "History",

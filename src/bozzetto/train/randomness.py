@@ -15,14 +15,14 @@ __all__ = ["Randomness"]
 class Randomness:
     """Torch's generators of the CPU and the model's CUDA device, and those of a loader.
 
-    A loader's are its attribute `generator` and its sampler's: an epoch's seed comes from theirs
-    and from the recipe's, so that the order of an epoch does not depend on those before it. A
-    `set_epoch` of the loader or its sampler is called with 0, 1, …
+    A loader's are its attribute `generator`, its sampler's and those of a `loader` that it wraps:
+    an epoch's seed comes from theirs and from the recipe's, so that the order of an epoch does not
+    depend on those before it. A `set_epoch` of any of these is called with 0, 1, …
     """
 
     def __init__(self, seed: int, device: torch.device, loader: Iterable[Any]) -> None:
         self.seed, self.device = seed, device
-        self.parts = [loader, getattr(loader, "sampler", None)]
+        self.parts = [*_parts(loader)]
         found = [getattr(part, "generator", None) for part in self.parts]
         self.generators = list({id(g): g for g in found if isinstance(g, Generator)}.values())
         self.initial = [generator.initial_seed() for generator in self.generators]
@@ -70,3 +70,10 @@ class Randomness:
         torch.set_rng_state(state[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state[1], self.device)
+
+
+def _parts(loader: Any) -> Iterator[Any]:
+    """The loader, its sampler, and the same of what it wraps."""
+    while loader is not None:
+        yield from (loader, getattr(loader, "sampler", None))
+        loader = getattr(loader, "loader", None)
