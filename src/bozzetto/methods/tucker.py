@@ -46,7 +46,7 @@ class Tucker(Method):
     """
 
     inputs: int | None = None
-    rounds: int = 2
+    rounds: int = 8
 
     def ranks(self, m: LinearMap, size: int) -> tuple[int, int]:
         """(r_in, r_out) of a size."""
