@@ -11,7 +11,7 @@ from bozzetto.regress.designs import Dense, Design
 
 __all__ = ["Block", "Moments", "measure"]
 
-FIBRES = 64  # columns of an unfolding from which the second moment of its mode is taken
+FIBRES = 32  # columns of an unfolding from which the second moment of its mode is taken
 HELD = 1 << 21  # entries of fibres held at once
 
 
@@ -97,7 +97,7 @@ def _add_outer(into: Tensor, x: Tensor, y: Tensor) -> None:
 
 
 def wanted_columns(shape: tuple[int, ...], mode: int) -> Tensor:
-    """Which columns of the mode-k unfolding are looked at: all, or at most 64 random ones.
+    """Which columns of the mode-k unfolding are looked at: all, or at most 32 random ones.
 
     The same for every block, so that sums over shards stay exact; (·,) int64.
     """

@@ -51,7 +51,8 @@ class Online:
         theta = both.solve(settings.ridge, 0.0)
         residual = self.moments.square - both.explained(theta)
         objective = residual + settings.ridge * float((theta**2).sum())
-        step = Step(at, self.directions, Sketched(both, []), theta, objective)
+        square = self.moments.square
+        step = Step(at, self.directions, Sketched(both, []), square, theta, objective)
         tucker = self.directions.retract(unpack(theta, [], self.directions))
         return Fit(tucker, step, (objective,), residual)
 

@@ -24,7 +24,8 @@ class Settings:
 
     Attributes:
         n_iter: refinements after the first sketched regression.
-        tol: stop when a refinement changes the objective by less than this fraction.
+        tol: stop when a refinement changes, or the next one would, the objective by less than this
+            fraction.
         ridge: α in Σ w ‖y − ⟨X, A⟩‖² + α ‖A‖².
         shrinkage: s in (1 − s) S_k + s I, by which the modes are whitened for the start.
         intercept: whether covariates and responses are centred.
@@ -39,17 +40,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """The problem sketched at a point: its sums, the point's coordinates and its objective."""
+    """The problem sketched at a point: its sums, the point's coordinates and its objective.
+
+    `square` is Σ w ‖y − ȳ‖².
+    """
 
     at: Tucker
     directions: Directions
     sketched: Sketched
+    square: float
     theta: Tensor  # (m, 1)
     objective: float
 
     @classmethod
     def measure(cls, source: Source, at: Tucker, square: float, settings: Settings) -> "Step":
-        """One reading of the source. `square` is Σ w ‖y − ȳ‖²."""
+        """One reading of the source."""
         directions, core = Directions.at(at)
         sketched = source.reduce(partial(sketch_block, directions=directions))
         if not settings.intercept:
@@ -59,7 +64,7 @@ class Step:
         theta = pack(core, arms[: len(arms) - len(sketched.outside)])
         explained = sketched.main.explained(theta)
         objective = square - explained + settings.ridge * float((theta**2).sum())
-        return cls(at, directions, sketched, theta, objective)
+        return cls(at, directions, sketched, square, theta, objective)
 
     def solve(self, ridge: float, damping: float) -> "Solution":
         """The least-squares point of the tangent space, brought back to the ranks."""
@@ -67,17 +72,25 @@ class Step:
         theta = main.solve(ridge, damping, around=self.theta)
         arms = [part.solve(ridge, damping) for part in outside]
         explained = sum(p.explained(arm) for p, arm in zip(outside, arms, strict=True))
-        tucker = self.directions.retract(unpack(theta, arms, self.directions))
-        return Solution(tucker, self, main.explained(theta) + explained)
+        residual = self.square - main.explained(theta) - explained
+        point = unpack(theta, arms, self.directions)
+        objective = residual + ridge * point.squared_norm()
+        return Solution(self.directions.retract(point), residual, objective)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A tensor of low rank, the sketched problem that it solves and Σ w‖y‖² that this explains."""
+    """A tensor of low rank, and what its tangent point reaches in the sketched problem.
+
+    Attributes:
+        tucker: the tangent point brought back to the ranks.
+        residual: Σ w ‖y − ŷ‖² of the tangent point.
+        objective: that and α ‖A‖² of the tangent point.
+    """
 
     tucker: Tucker
-    step: Step
-    explained: float
+    residual: float
+    objective: float
 
 
 @dataclass(frozen=True)
@@ -135,13 +148,18 @@ def start(moments: Moments, ranks: Sequence[int], shrinkage: float) -> Tucker:
 def refine(source: Source, square: float, at: Tucker, settings: Settings) -> Fit:
     """Gauss-Newton on the tensors of `at`'s ranks, each step one reading of the source.
 
-    `square` is Σ w ‖y − ȳ‖². After a step that raised the objective the last one is taken again,
-    damped (Levenberg 1944, Marquardt 1963). The last step is not checked: that takes a reading.
+    `square` is Σ w ‖y − ȳ‖². Ends when the next step promises to lower the objective by less than
+    the tolerance, which its tangent point tells without a reading, or when the last one changed it
+    by less. After a step that raised the objective the one before is taken again, damped (Levenberg
+    1944, Marquardt 1963). The last step is not checked: that takes a reading.
     """
     base = Step.measure(source, at, square, settings)
-    history, damping = [base.objective], 0.0
+    history, damping, gain = [base.objective], 0.0, math.inf
     best = base.solve(settings.ridge, damping)
     for _ in range(settings.n_iter):
+        promised = math.inf if damping else history[-1] - best.objective
+        if min(abs(gain), promised) <= settings.tol * history[-1] + 1e-14 * square:
+            break
         step = Step.measure(source, best.tucker, square, settings)
         gain = history[-1] - step.objective
         if gain >= 0:
@@ -150,6 +168,4 @@ def refine(source: Source, square: float, at: Tucker, settings: Settings) -> Fit
         else:
             damping = max(4 * damping, 0.1 * base.sketched.main.scale())
         best = base.solve(settings.ridge, damping)
-        if abs(gain) <= settings.tol * history[-1] + 1e-14 * square:
-            break
-    return Fit(best.tucker, base, tuple(history), square - best.explained)
+    return Fit(best.tucker, base, tuple(history), best.residual)

@@ -29,7 +29,8 @@ class ISLETRegressor(TensorRegressor):
             fit of rank `max_rank`), "bic", or "cv" (held-out squared error).
         shape: the tensors' shape (p₁, …, p_d), when X comes as a matrix of flattened tensors.
         n_iter: most refinements after the first sketched regression.
-        tol: stop when a refinement changes the objective by less than this fraction.
+        tol: stop when a refinement changes, or the next one would, the objective by less than this
+            fraction.
         alpha: ridge, α ‖A‖², for short samples.
         shrinkage: between 0 (whiten every mode of the covariates for the first directions) and 1
             (take their entries for uncorrelated and of one variance).
