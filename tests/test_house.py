@@ -77,6 +77,7 @@ ALONE = {
     "cyclopts": {"cli"},
     "jinja2": {"report"},
     "transformers": {"hf", "data"},
+    "datasets": {"images"},
 }
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE = {"torch.load", "torch.save", "torch.serialization.load", "torch.serialization.save"}

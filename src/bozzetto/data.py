@@ -14,13 +14,14 @@ from typing import Any
 from torch import nn
 
 from bozzetto.batches import Batch
-from bozzetto.images import image_batches
+from bozzetto.images import hub_batches, image_batches
 from bozzetto.io import load, read
 from bozzetto.plan import Plan
 
 __all__ = ["Batches", "Model", "blames_user", "failure", "load_batches", "load_model"]
 
 _OURS = Path(__file__).parent
+_HUB = "hub:"
 _NAME = r"[A-Za-z_]\w*"
 _CALLABLE = re.compile(rf"{_NAME}(\.{_NAME})*:{_NAME}")
 
@@ -142,14 +143,18 @@ def load_batches(text: str, *, size: int = 64, seed: int = 0) -> Iterable[Batch]
     """The batches that a string names, to be iterated as often as wanted.
 
     Args:
-        text: "package.module:callable" that gives batches, a parquet file, or a folder of parquet
-            files or of images; see `bozzetto.images`.
+        text: "package.module:callable" that gives batches, a parquet file, a folder of parquet
+            files or of images, or "hub:NAME" or "hub:NAME:SPLIT" for a dataset of the Hugging Face
+            hub; see `bozzetto.images`.
         size: images in a batch, for files and folders.
         seed: of the order of images, another one in every pass.
 
     Raises:
         ValueError: for anything else, or a callable that fails or gives nothing to iterate.
     """
+    if text.startswith(_HUB):
+        name, _, split = text.removeprefix(_HUB).partition(":")
+        return hub_batches(name, split=split or "train", size=size, seed=seed)
     if not _CALLABLE.fullmatch(text):
         return image_batches(Path(text), size=size, seed=seed)
     with _current_folder_importable():

@@ -1,8 +1,9 @@
-"""Labelled images of a parquet file, a folder of them, or folders of pictures, as batches."""
+"""Labelled images of parquet files, folders of pictures or the Hugging Face hub, as batches."""
 
 import io
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["image_batches"]
+__all__ = ["hub_batches", "image_batches"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
+_PICTURES = ("image", "img")
 _GREY, _DEEP = {"1", "L", "LA"}, {"I", "F", "I;16"}
 _WANTED = (
     "DATA needs to be package.module:callable, a parquet file, or a folder that holds parquet "
@@ -37,18 +39,56 @@ def image_batches(path: Path, *, size: int = 64, seed: int = 0) -> DataLoader[An
     Raises:
         ValueError: for anything else, or if the extra `data` is not installed.
     """
+    return _batches(_images(path), str(path), size, seed)
+
+
+def hub_batches(
+    name: str, *, split: str = "train", size: int = 64, seed: int = 0
+) -> DataLoader[Any]:
+    """The same of a dataset of the Hugging Face hub, or of a local folder in its layout.
+
+    It has a column "image" or "img" of pictures, and "label".
+
+    Args:
+        name: as for `datasets.load_dataset`: "uoft-cs/cifar10", or a folder.
+        split: "train", or an expression such as "train[:1000]".
+        size: images in a batch.
+        seed: of the order.
+
+    Raises:
+        ValueError: if there is no such dataset or split, it has no such columns, or the extra
+            `data` is not installed.
+    """
+    _check_installed("PIL", "datasets")
+    return _batches(_HubImages(name, split), f"the split {split!r} of {name}", size, seed)
+
+
+def _batches(images: "_Images", named: str, size: int, seed: int) -> DataLoader[Any]:
     if size < 1:
         raise ValueError(f"a batch needs at least 1 image; got {size}")
-    images = _images(path)
     if not len(images):
-        raise ValueError(f"{path} holds no images")
+        raise ValueError(f"{named} holds no images")
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(images, batch_size=size, shuffle=True, generator=generator)
 
 
+def _check_installed(*names: str) -> None:
+    if not all(find_spec(name) for name in names):
+        raise ValueError("DATA from files or the hub needs: pip install 'bozzetto[data]'")
+
+
+def _column(names: Iterable[str], where: object) -> str:
+    """The column of pictures, where there is one and one of labels."""
+    column = next((name for name in _PICTURES if name in names), None)
+    if column is None or "label" not in names:
+        raise ValueError(
+            f"parquet needs the columns image (or img) and label; {where} has {[*names]}"
+        )
+    return column
+
+
 def _images(path: Path) -> "_Images":
-    if not all(find_spec(name) for name in ("PIL", "pyarrow")):
-        raise ValueError("DATA from files needs: pip install 'bozzetto[data]'")
+    _check_installed("PIL", "pyarrow")
     if path.is_file() and path.suffix == ".parquet":
         return _ParquetImages([path])
     if not path.is_dir():
@@ -117,11 +157,7 @@ class _ParquetImages(_Images):
         self.files = files
         try:
             names = parquet.read_schema(files[0]).names
-            column = next((name for name in ("image", "img") if name in names), None)
-            if column is None or "label" not in names:
-                raise ValueError(
-                    f"parquet needs the columns image (or img) and label; {files[0]} has {names}"
-                )
+            column = _column(names, files[0])
             tables = [parquet.read_table(file, columns=[column, "label"]) for file in files]
             table = pa.concat_tables(tables)
         except (OSError, pa.ArrowException) as error:
@@ -142,6 +178,36 @@ class _ParquetImages(_Images):
         if not isinstance(content, bytes):
             raise ValueError(f"{name} needs the bytes of an image; got {type(content).__name__}")
         return name, io.BytesIO(content), self.labels[index]
+
+
+class _HubImages(_Images):
+    """A dataset's rows, their pictures as they are stored."""
+
+    def __init__(self, name: str, split: str) -> None:
+        import datasets
+
+        self.name = name
+        try:
+            rows = datasets.load_dataset(name, split=split)
+        except Exception as error:  # of the network, the cache, the hub, or a missing split
+            raise ValueError(f"the dataset {name!r}, split {split!r}: {error}") from error
+        self.column = _column(rows.column_names, name)
+        if not isinstance(rows.features[self.column], datasets.Image):
+            raise ValueError(f"pictures need to be images; {name} has {rows.features[self.column]}")
+        self.rows = rows.cast_column(self.column, datasets.Image(decode=False))
+        self.labels = [*self.rows["label"]]
+        if not all(isinstance(label, int) for label in self.labels):
+            raise ValueError(
+                f"labels need to be whole numbers; {name} has {rows.features['label']}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def opened(self, index: int) -> tuple[str, Any, int]:
+        found = self.rows[index][self.column]
+        file = io.BytesIO(found["bytes"]) if found["bytes"] else found["path"]
+        return f"row {index} of {self.name}", file, self.labels[index]
 
 
 class _FolderImages(_Images):
