@@ -16,7 +16,7 @@ def check_map(layer: nn.Module, x: Tensor | None = None) -> None:
 
     Checked in float64: the map's own module gives what the layer gives; the matrix applied to the
     patches of the input gives it too, with the bias; layers and pointwise layers of other widths
-    can be built for the map, there and on the meta device; the layer is left as it was.
+    can be built for the map, there and on the meta device; none of this changes the layer.
 
     Args:
         layer: any that `linear_map` takes.
@@ -25,8 +25,8 @@ def check_map(layer: nn.Module, x: Tensor | None = None) -> None:
     Raises:
         AssertionError: naming the first clause that is broken.
     """
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
     exact = copy.deepcopy(layer).double()
+    before = {name: value.clone() for name, value in exact.state_dict().items()}
     m = linear_map(exact)
     x = draw_input(m) if x is None else x
     x = x.double() if x.is_floating_point() else x
@@ -35,7 +35,7 @@ def check_map(layer: nn.Module, x: Tensor | None = None) -> None:
     if not isinstance(m.op, Lookup):
         _check_patches(m, x, y)
     _check_parts(m, x, y)
-    for name, value in layer.state_dict().items():
+    for name, value in exact.state_dict().items():
         same(value, before[name], f"the layer's {name} must not be changed")
 
 
