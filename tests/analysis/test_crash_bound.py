@@ -411,6 +411,34 @@ def test_bounds_hold_for_any_small_net(seed, act, widths, p, scale):
         assert never_below(bound, expectation(parts, errors, p)), kind
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["residual", "deep max pool", "overlapping max pool", "max pool of tanh"]),
+    seed=st.integers(0, 10**6),
+    p=st.floats(0, 1),
+    scale=st.floats(0.1, 10),
+)
+def test_bounds_hold_for_any_small_convolutional_net(name, seed, p, scale):
+    net, x, sites = case(name, seed, b=2)
+    x = scale * x
+    parts, errors = oracle(net, x, sites)
+    found = crash_bound(net, p, x=x, patterns=1)
+    for kind, bound in found.bounds.items():
+        assert never_below(bound, expectation(parts, errors, p)), kind
+    found = crash_bound(net, failures=1, x=x)
+    for kind, bound in found.bounds.items():
+        assert never_below(bound, most(parts, errors, 1)), kind
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "leaky", "residual", "deep max pool"])
+def test_signed_bounds_are_exact_where_crashes_are_rare(name):
+    """The part of two crashes or more is about N p of the whole, with N < 20: p = 10⁻⁷."""
+    net, x, sites = case(name, 3)
+    exact = expectation(*oracle(net, x, sites), 1e-7)
+    bound = crash_bound(net, 1e-7, x=x).bounds["zonotope"]
+    torch.testing.assert_close(bound, exact, rtol=1e-4, atol=0)
+
+
 def test_rates_may_differ_between_layers():
     net, x, sites = case("relu", 11)
     parts, errors = oracle(net, x, sites)

@@ -34,7 +34,6 @@ def test_the_constants_of_an_activation_hold_on_a_fine_grid(kind):
     assert chord.abs().max() <= found.lipschitz + 1e-9
     assert found.lipschitz <= chord.abs().max() * 1.01
     assert value.abs().max() <= found.supremum
-    assert (value.min() >= 0) or not found.nonnegative
     assert (value.diff().min() >= -1e-12) == found.monotone
     if found.curvature is not None:
         assert (slope.diff() / z.diff()).abs().max() <= found.curvature + 1e-6
@@ -125,8 +124,6 @@ def test_windows_hold_what_max_pooling_sees(module):
     found = rule(module)
     assert isinstance(found, Maximum)
     torch.testing.assert_close(found.windows(x).amax(1), module(x))
-    counts = found.windows(torch.ones_like(x)).clamp(min=0).sum()
-    assert not found.disjoint or counts <= x.numel()
 
 
 class Calls(nn.Module):

@@ -29,7 +29,6 @@ class Activation:
     kinks: tuple[float, ...] | None = None
     bend: float = 0.0  # largest change of slope of a piecewise linear φ
     monotone: bool = True
-    nonnegative: bool = False
     convex: bool = False
 
     def slope(self, z: Tensor) -> Tensor:
@@ -81,12 +80,12 @@ for _type in _SMOOTH:
 
 @activation.register
 def _(module: nn.ReLU) -> Activation:
-    return Activation(F.relu, 1.0, kinks=(0.0,), bend=1.0, nonnegative=True, convex=True)
+    return Activation(F.relu, 1.0, kinks=(0.0,), bend=1.0, convex=True)
 
 
 @activation.register
 def _(module: nn.ReLU6) -> Activation:
-    return Activation(F.relu6, 1.0, 6.0, kinks=(0.0, 6.0), bend=1.0, nonnegative=True)
+    return Activation(F.relu6, 1.0, 6.0, kinks=(0.0, 6.0), bend=1.0)
 
 
 @activation.register

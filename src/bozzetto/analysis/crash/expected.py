@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bozzetto.analysis.crash.activations import Activation
-from bozzetto.analysis.crash.rules import Maximum
-from bozzetto.analysis.crash.sizes import Sizes, curved, masks_above, stop_loss
+from bozzetto.analysis.crash.responses import Crashes, beyond, crossing, remainders
+from bozzetto.analysis.crash.sizes import Sizes, curved, stop_loss
 from bozzetto.analysis.crash.sums import mean_absolute
 from bozzetto.analysis.crash.symbols import (
     Block,
@@ -20,15 +20,14 @@ from bozzetto.analysis.crash.symbols import (
     Rest,
     Zonotope,
     either,
-    falling,
-    rising,
+    fresh_rest,
+    grouped,
+    least,
+    none,
+    total,
     wide,
 )
-from bozzetto.analysis.crash.zonotope import Race, ZonotopeDomain
-
-
-def _grouped(values: Tensor, groups: int) -> Tensor:
-    return values if groups == 1 else values.unflatten(0, (-1, groups)).sum(1)
+from bozzetto.analysis.crash.zonotope import ZonotopeDomain
 
 
 class ExpectedZonotope(ZonotopeDomain):
@@ -39,90 +38,90 @@ class ExpectedZonotope(ZonotopeDomain):
         p, q = rate, 1 - rate
         first, second = self.size(state)
         spread = (p * q) ** 0.5
-        none = rising((torch.zeros_like(first), torch.zeros_like(first)))
-        rest = none if state.fresh is None else state.fresh.rest
-        fresh = Fresh(
-            p,
-            state.value + state.shift,
-            (2 * p * q * first, spread * second),
-            rest.map(lambda v: q * v),
-            nonnegative=state.fresh is not None and state.fresh.nonnegative,
-        )
-        return replace(
-            state,
-            shift=q * state.shift - p * state.value,
-            parts={k: q * part for k, part in state.parts.items()},
-            fresh=fresh,
-        )
+        rest = none(first) if state.fresh is None else state.fresh.rest.map(lambda v: q * v)
+        drift = 2 * p * q * first, spread * second
+        fresh = Fresh(p, -(state.value + state.shift), drift, rest)
+        shift = q * state.shift - p * state.value
+        return replace(state.scaled(q), shift=shift, fresh=fresh)
 
-    def maximum(self, rule: Maximum, state: Zonotope) -> Zonotope:
-        """After a crash of nonnegative neurons, a winner's crash costs only its lead."""
-        fresh = state.fresh
-        relays = rule.disjoint and self.unit == "neuron"
-        if relays and fresh is not None and 0 < fresh.rate < 1 and fresh.nonnegative:
-            return self._relay(rule, state, fresh)
-        return super().maximum(rule, state)
+    def through(self, rule: Activation, state: Zonotope) -> Zonotope:
+        """Elementwise, the tangent or the responses to single crashes, whichever leaves less."""
+        tangent = super().through(rule, state)
+        other = self._responses(rule, state)
+        assert tangent.fresh is not None
+        if other is None or other.fresh is None:
+            return tangent
+        better = other.fresh.rest.both[0] < tangent.fresh.rest.both[0]
 
-    def _relay(self, rule: Maximum, state: Zonotope, fresh: Fresh) -> Zonotope:
-        """max_k m_k y_k = w − b_w(w − s) + m_w ã_w + rest for y = ȳ + ã, ȳ's largest two w ≥ s.
+        def chosen(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(better, a, b)
 
-        The rest is |·| ≤ b_w b_s s, plus Σ_k (ã_k − ã_w − (w − ȳ_k))₊ while the winner lives, plus
-        Σ_{k≠w} |ã_k| when it does not.
-        """
-        p, q = fresh.rate, 1 - fresh.rate
-        whole = replace(state, fresh=fresh.only_rest())
-        wrong = self.size(whole)  # q·|ã| of every neuron
-        whole = self.settled(whole)
-        race = self.race(rule, whole, q * fresh.hit)
-        over = self.overtaken(rule, whole, race)
-        entries = rule.windows(fresh.hit)
-        first = race.of_winner(entries)
-        second = entries.scatter(1, race.best, -torch.inf).amax(1).clamp(min=0)
-        lost = [race.of_losers(rule.windows(v)) for v in wrong]
-        replaced = p / q * lost[0], p**0.5 / q * lost[1]
-        rest = rising((over[0], over[1] / q**0.5)).joined(either(replaced))
-        rest = rest.joined(falling((p * p * second, p * second)))
-        drift = (
-            race.of_winner(rule.windows(fresh.drift[0])),
-            race.of_winner(rule.windows(fresh.drift[1])),
-        )
-        value = rule.run(state.value)
-        after = Fresh(p, first - second, drift, rest)
-        return Zonotope(value, first - p * (first - second) - value, race.parts, after)
+        masks = {k: chosen(v, tangent.masks[k]) for k, v in other.masks.items()}
+        parts = {k: chosen(v, tangent.parts[k]) for k, v in other.parts.items()}
+        rest = other.fresh.rest.where(better, tangent.fresh.rest)
+        shift = chosen(other.shift, tangent.shift)
+        return Zonotope(tangent.value, shift, masks, parts, fresh_rest(rest))
 
-    def overtaken(self, rule: Maximum, state: Zonotope, race: Race) -> Pair:
-        """Less than Σ (X_k − X_w − lead)₊ + Σ (e_k)₊ + (e_w)₋ as well, which counts e_w once."""
-        pairs = super().overtaken(rule, state, race)
+    def _responses(self, rule: Activation, state: Zonotope) -> Zonotope | None:
+        """A mask's coefficient becomes what the activation makes of its crash alone."""
+        crashes = self._crashes(state)
+        anchor = state.value + state.shift - crashes.mean()
+        known = self.errors(state)
+        found = remainders(rule, crashes, anchor, known)
+        if found is None:
+            return None
+        slope, still = rule.slope(anchor), rule.function(anchor)
+        plain = (known if rule.monotone else either(known.both)).map(lambda v: rule.lipschitz * v)
+        straight = (2 * found[1].both[0] <= plain.both[0]) | (slope == 0)
+        slope = torch.where(straight, slope, 0.0)
+        rest = found[0].joined(found[1].where(straight, plain))
+        if state.fresh is not None:
+            rest = rest.joined(state.fresh.rest.map(lambda v: slope * v))
+        masks = {k: rule.function(anchor + v) - still for k, v in state.masks.items()}
+        parts = {k: slope * v for k, v in state.parts.items()}
+        value = rule.function(state.value)
+        after = Zonotope(value, still - value, masks, parts, fresh_rest(rest))
+        return replace(after, shift=after.shift + self._crashes(after).mean())
+
+    def overtaken(self, best: Zonotope, other: Zonotope) -> Rest:
+        """The errors' difference where the other is ahead, or they make it so."""
+        apart = total((1.0, -1.0), (other, best))
+        crashes = self._crashes(apart)
+        lead = -(apart.value + apart.shift - crashes.mean())
+        gap = lead.clamp(min=1e-90)
+        over, _ = beyond(crashes, gap)
+        late = (-lead).clamp(min=0)
+        return crossing(crashes, gap, self.errors(apart), (over[0] + late, over[1] + late))
+
+    def errors(self, state: Zonotope) -> Rest:
+        """Drift and rest."""
         s = self.sizes(state)
-        lead = torch.where(race.lost, race.apart.value, 0.0).clamp(min=1e-90)
-        masks = masks_above(self.sizes(race.apart), lead)
-        first, second = (
-            torch.minimum(
-                pair,
-                race.of_losers(mask)
-                + race.of_losers(rule.windows(up))
-                + race.of_winner(rule.windows(down)),
-            )
-            for pair, mask, up, down in zip(pairs, masks, s.up, s.down, strict=True)
-        )
-        return first, second
+        return Rest(s.up, s.down, s.rest)
+
+    def _crashes(self, state: Zonotope) -> Crashes:
+        rates = [self.blocks[k].rate for k in state.masks]
+        return Crashes(list(state.masks.values()), rates, state.value)
 
     def sizes(self, state: Zonotope) -> Sizes:
         """The error's moments from its symbols (fresh ones must be rests only)."""
-        total = [torch.zeros_like(state.value)] * 11
+        crashes = self._crashes(state)
+        variance = crashes.variance()
+        first = crashes.map(torch.abs)
+        first = 2 * (first.mean() - first.sum(lambda c: c, 2))
+        found = [torch.zeros_like(state.value)] * 8
         for k, part in state.parts.items():
             for i, term in enumerate(_block_sizes(self.blocks[k], part)):
-                total[i] = total[i] + term
-        variance, cumulant, first, drift_first, drift, *rest = total
+                found[i] = found[i] + term
+        drift_first, drift, *rest = found
         if state.fresh is not None:
             assert state.fresh.rate == 0
-            known = state.fresh.rest
-            rest = [r + f for r, f in zip(rest, (*known.up, *known.down, *known.both), strict=True)]
+            fresh = [v for pair in state.fresh.rest.pairs() for v in pair]
+            rest = [r + f for r, f in zip(rest, fresh, strict=True)]
         drift = drift.sqrt()
         drift_first = torch.minimum(drift, drift_first)
         return Sizes(
             variance,
-            3 * variance**2 + cumulant,
+            crashes.fourth(),
             torch.minimum(first, variance.sqrt()),
             (drift_first / 2 + rest[0], drift + rest[1]),
             (drift_first / 2 + rest[2], drift + rest[3]),
@@ -144,18 +143,15 @@ class ExpectedZonotope(ZonotopeDomain):
 
     def _masks_exactly(self, state: Zonotope) -> Tensor:
         """E|shift + X| from the distribution of X, (b, *s)."""
-        gains, rates, rows = [], [], state.value.numel()
-        for k, part in state.parts.items():
-            block = self.blocks[k]
-            if block.rate:
-                hits = _grouped(part * wide(block.hit, part), block.groups)
-                gains.append(-hits.reshape(-1, rows))
-                rates.append(hits.new_full((len(hits),), block.rate))
-        if not gains:
+        if not state.masks:
             return state.shift.abs()
-        gain, rate = torch.cat(gains), torch.cat(rates)
-        start = state.shift.flatten() - rate @ gain
-        return mean_absolute(start, gain, rate).reshape(state.value.shape)
+        rows = state.value.numel()
+        gains = torch.cat([v.reshape(-1, rows) for v in state.masks.values()])
+        rate = torch.cat(
+            [gains.new_full((len(v),), self.blocks[k].rate) for k, v in state.masks.items()]
+        )
+        start = state.shift.flatten() - rate @ gains
+        return mean_absolute(start, gains, rate).reshape(state.value.shape)
 
     def bent(self, rule: Activation, state: Zonotope, at: Tensor) -> Pair:
         """Kinks: stop-loss bounds. Curvature C: ½C e². Always: 2K|e|."""
@@ -167,31 +163,18 @@ class ExpectedZonotope(ZonotopeDomain):
         if rule.kinks is not None:
             over = [stop_loss(s.flipped(at > kink), (at - kink).abs()) for kink in rule.kinks]
             found = [rule.bend * torch.stack(v).sum(0) for v in zip(*over, strict=True)]
-        elif rule.curvature is not None:
-            found = curved(s, rule.curvature, rule.lipschitz)
-        else:
-            return most
-        return torch.minimum(found[0], most[0]), torch.minimum(found[1], most[1])
-
-    def above(self, state: Zonotope, gap: Tensor) -> Pair:
-        """E(e − gap)₊ and (E(e − gap)₊²)^½."""
-        return stop_loss(self.sizes(state), gap)
+            return least((found[0], found[1]), most)
+        if rule.curvature is not None:
+            return least(curved(s, rule.curvature, rule.lipschitz), most)
+        return most
 
 
-def _block_sizes(block: Block, part: Tensor) -> tuple[Tensor, ...]:
-    """One block's share of the moments: each (b, *s)."""
-    spread = block.rate * (1 - block.rate)
-    hits = _grouped(part * wide(block.hit, part), block.groups)
-    squares, size = hits**2, part.abs()
-    drift = _grouped(size * wide(block.drift[1], part), block.groups)
-    return (
-        spread * squares.sum(0),
-        spread * (1 - 6 * spread) * (squares**2).sum(0),
-        2 * spread * hits.abs().sum(0),
-        (size * wide(block.drift[0], part)).sum(0),
-        (drift**2).sum(0),
-        *_rest_sizes(block.rest, part),
-    )
+def _block_sizes(block: Block, part: Tensor) -> list[Tensor]:
+    """One block's share of the drift's and the rest's moments: each (b, *s)."""
+    size = part.abs()
+    drift = grouped(size * wide(block.drift[1], part), block.groups)
+    first = (size * wide(block.drift[0], part)).sum(0)
+    return [first, (drift**2).sum(0), *_rest_sizes(block.rest, part)]
 
 
 def _rest_sizes(rest: Rest, part: Tensor) -> list[Tensor]:

@@ -52,14 +52,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class Maximum:
-    """Max pooling: `windows` gives every window's entries, (b, *in) -> (b, entries, *out).
-
-    `disjoint`: no entry is in two windows.
-    """
+    """Max pooling: `windows` gives every window's entries, (b, *in) -> (b, entries, *out)."""
 
     run: Function
     windows: Function
-    disjoint: bool
 
 
 @dataclass(frozen=True)
@@ -232,11 +228,7 @@ def _(module: nn.Module) -> Affine:
 @rule.register(nn.MaxPool2d)
 @rule.register(nn.MaxPool3d)
 def _(module: Any) -> Maximum:
-    size, stride, gap = (
-        torch.as_tensor(v) for v in (module.kernel_size, module.stride, module.dilation)
-    )
-    disjoint = bool(((stride >= size) & (gap == 1)).all())
-    return Maximum(module, lambda x: _windows(module, x), disjoint)
+    return Maximum(module, lambda x: _windows(module, x))
 
 
 def _windows(module: Any, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ def mean_absolute(start: Tensor, gains: Tensor, rates: Tensor, points: int = POI
     """An upper bound on E|start + Σ b_i g_i| for independent b_i ~ Bernoulli(p_i); (rows,).
 
     Every atom is split between its two grid neighbours so that its mean stays: a mean-preserving
-    spread, which never lowers the expectation of a convex function. The grid spans all sums; what
-    the splitting pushes off its ends is held there, and the distance added to the bound.
+    spread, which never lowers the expectation of a convex function. Zero is on the grid if sums may
+    change sign, so that |·| is straight between its points: single crashes come out exactly. The
+    grid spans all sums; what splitting pushes off its ends is held, the distance added.
 
     Args:
         start: (rows,).
@@ -22,13 +23,14 @@ def mean_absolute(start: Tensor, gains: Tensor, rates: Tensor, points: int = POI
     low = start + gains.clamp(max=0).sum(0)
     high = start + gains.clamp(min=0).sum(0)
     step = ((high - low) / (points - 7)).clamp(min=1e-300)  # (rows,)
+    base = torch.where((low <= 0) & (high >= 0), -(-low / step).ceil() * step, low)
     at = torch.arange(points, device=start.device).expand(len(start), points)
     chance = torch.zeros(len(start), points, dtype=start.dtype, device=start.device)
-    chance, held = _moved(chance.index_fill(1, at[0, 3:4], 1.0), (start - low) / step, at)
+    chance, held = _moved(chance.index_fill(1, at[0, 3:4], 1.0), (start - base) / step, at)
     for gain, rate in zip(gains / step, rates, strict=True):
         moved, more = _moved(chance, gain, at)
         chance, held = (1 - rate) * chance + rate * moved, held + rate * more
-    values = low.unsqueeze(1) + (at - 3) * step.unsqueeze(1)
+    values = base.unsqueeze(1) + (at - 3) * step.unsqueeze(1)
     return (chance * values.abs()).sum(1) + held * step
 
 

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from bozzetto.analysis.crash.activations import Activation
-from bozzetto.analysis.crash.symbols import Block, Fresh, Pair, Zonotope, rising, wide
+from bozzetto.analysis.crash.symbols import (
+    Fresh,
+    Pair,
+    Rest,
+    Zonotope,
+    either,
+    grouped,
+    none,
+    total,
+    wide,
+)
 from bozzetto.analysis.crash.zonotope import ZonotopeDomain
 
 
@@ -16,18 +26,41 @@ class WorstZonotope(ZonotopeDomain):
     def crash(self, state: Zonotope, rate: float) -> Zonotope:
         """As e ← e − b h − b e for b ∈ {0, 1} with at most f ones."""
         size = self.size(state)
-        zero = torch.zeros_like(size[0])
-        rest = rising((zero, zero)) if state.fresh is None else state.fresh.rest
+        rest = none(state.value) if state.fresh is None else state.fresh.rest
         return replace(state, fresh=Fresh(rate, -state.value, size, rest))
 
     def size(self, state: Zonotope) -> Pair:
         """sup|e|: the f most harmful neurons of each layer, and every rest symbol."""
-        total = torch.zeros_like(state.value)
-        for k, part in state.parts.items():
-            total = total + _block_supremum(self.blocks[k], part)
+        most = torch.zeros_like(state.value)
+        for k in state.masks.keys() | state.parts.keys():
+            most = most + self._supremum(k, state)
         if state.fresh is not None:
-            total = total + state.fresh.rest.both[0]
-        return total, total
+            most = most + state.fresh.rest.both[0]
+        return most, most
+
+    def _supremum(self, k: int, state: Zonotope) -> Tensor:
+        """One block: the most over f crashes of |Σ mask + drift|, plus Σ rest; (b, *s)."""
+        block, rest = self.blocks[k], torch.zeros_like(state.value)
+        units = state.masks.get(k, rest.unsqueeze(0))
+        up, down = units, -units
+        if k in state.parts:
+            size = state.parts[k].abs()
+            rest = (size * wide(block.rest.both[0], size)).sum(0)
+            drift = grouped(size * wide(block.drift[0], size), block.groups)
+            up, down = up + drift, down + drift
+        f = min(int(block.rate), len(up))
+        most = [v.clamp(min=0).topk(f, dim=0).values.sum(0) for v in (up, down)]
+        return rest + torch.maximum(*most)
+
+    def errors(self, state: Zonotope) -> Rest:
+        """Its size without masks."""
+        return either(self.size(replace(state, masks={})))
+
+    def overtaken(self, best: Zonotope, other: Zonotope) -> Rest:
+        """The errors' difference, where all together may make up the lead."""
+        apart = total((1.0, -1.0), (other, best))
+        ahead = apart.value + apart.shift + self.size(apart)[0] > 0
+        return self.errors(apart).map(lambda v: torch.where(ahead, v, 0.0))
 
     def bent(self, rule: Activation, state: Zonotope, at: Tensor) -> Pair:
         """Kinks: (|e| − d)₊. Curvature C: ½C e². Always: 2K|e|."""
@@ -39,26 +72,3 @@ class WorstZonotope(ZonotopeDomain):
         elif rule.curvature is not None:
             most = torch.minimum(most, rule.curvature / 2 * size**2)
         return most, most
-
-    def above(self, state: Zonotope, gap: Tensor) -> Pair:
-        """(|e| − gap)₊."""
-        over = (self.size(state)[0] - gap).clamp(min=0)
-        return over, over
-
-
-def _block_supremum(block: Block, part: Tensor) -> Tensor:
-    """The most over f crashes of |Σ E(hit·b + drift)| plus Σ|E| rest; (b, *s)."""
-    size = part.abs()
-    rest = (size * wide(block.rest.both[0], part)).sum(0)
-    if not block.rate:
-        return rest
-    hit, drift = part * wide(block.hit, part), size * wide(block.drift[0], part)
-    most = [_top(sign * hit + drift, block) for sign in (1, -1)]
-    return rest + torch.maximum(*most)
-
-
-def _top(values: Tensor, block: Block) -> Tensor:
-    """Σ of the f largest positive entries (of groups that share a mask) along the first axis."""
-    if block.groups > 1:
-        values = values.unflatten(0, (-1, block.groups)).sum(1)
-    return values.clamp(min=0).topk(int(block.rate), dim=0).values.sum(0)

@@ -1,59 +1,48 @@
-"""Errors as sums of signed symbols: what depends on which crashed neuron is carried exactly.
+"""Errors as sums of signed symbols: what depends on which crashed neuron is carried with its sign.
 
-A layer's error is shift + Σ E·symbol. A block of symbols stands for one layer of neurons; its E is
-the healthy Jacobian from that layer. Each neuron has a mask symbol (exact), a drift symbol (the
-neuron crashes *and* was wrong already) and a rest symbol (what its activation bends).
+A layer's error is shift + Σ coefficient·symbol. A block of symbols stands for one layer of neurons.
+Each neuron has a mask symbol (it crashes), a drift symbol (it crashes *and* was wrong already) and
+a rest symbol (what its activation bends); drift and rest share the healthy Jacobian from there.
 """
 
+import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from bozzetto.analysis.crash.activations import Activation
-from bozzetto.analysis.crash.moments import Unit, sum_of
+from bozzetto.analysis.crash.activations import Activation, activation
+from bozzetto.analysis.crash.moments import Unit
 from bozzetto.analysis.crash.rules import Affine, Combine, Concat, Maximum, Mixing
 from bozzetto.analysis.crash.symbols import (
     Block,
     Pair,
+    Rest,
     Zonotope,
     either,
     fresh_rest,
+    grouped,
+    none,
     rising,
+    total,
 )
 from bozzetto.analysis.crash.walk import Domain
+
+_OUTSIDE = -1e30  # the value of padding in a max pooling window: it never wins
+_RELU = activation(torch.nn.ReLU())
 
 
 class TooLarge(Exception):
     """The coefficients would need more numbers than allowed."""
 
 
-@dataclass(frozen=True)
-class Race:
-    """Max pooling's windows (b, entries, *out), their winners (b, 1, *out), what these carry."""
-
-    entries: Tensor
-    best: Tensor
-    parts: Mapping[int, Tensor]
-    apart: Zonotope  # value: the winner's lead over every entry; the difference of their errors
-    lost: Tensor  # whether an entry is a loser
-
-    def of_winner(self, entries: Tensor) -> Tensor:
-        """The winner's entry, (b, *out)."""
-        return entries.gather(1, self.best).squeeze(1)
-
-    def of_losers(self, entries: Tensor) -> Tensor:
-        """The sum of all other entries, (b, *out)."""
-        return torch.where(self.lost, entries, 0.0).sum(1)
-
-
 class ZonotopeDomain(Domain[Zonotope]):
     """The linear half; subclasses say how large symbols are and what activations leave."""
 
     def __init__(self, unit: Unit, most: int) -> None:
-        """Take the unit that crashes and the most elements E may have."""
+        """Take the unit that crashes and the most coefficients to hold."""
         self.unit, self.most = unit, most
         self.blocks: list[Block] = []
 
@@ -67,12 +56,16 @@ class ZonotopeDomain(Domain[Zonotope]):
         if fresh is None:
             return state
         shape = state.value.shape[1:]
-        n = shape.numel()
-        self._check(n, fresh.hit)
-
-        self.blocks.append(fresh.block(n // shape[0] if self.unit == "channel" else 1))
-        basis = torch.eye(n, dtype=fresh.hit.dtype, device=fresh.hit.device).reshape(n, 1, *shape)
-        return replace(state, parts={**state.parts, len(self.blocks) - 1: basis}, fresh=None)
+        n, k = shape.numel(), len(self.blocks)
+        self._check(2 * n, state.value)
+        groups = n // shape[0] if self.unit == "channel" and shape else 1
+        self.blocks.append(fresh.block(groups))
+        basis = torch.eye(n, dtype=state.value.dtype, device=state.value.device)
+        basis = basis.reshape(n, 1, *shape)
+        masks = dict(state.masks)
+        if fresh.rate:
+            masks[k] = grouped(basis * fresh.response, groups)
+        return replace(state, masks=masks, parts={**state.parts, k: basis}, fresh=None)
 
     def share(self, state: Zonotope) -> Zonotope:
         """Its fresh symbols become one block for all its ways."""
@@ -86,84 +79,88 @@ class ZonotopeDomain(Domain[Zonotope]):
         """Everything passes with its sign."""
         state = self.settled(state)
         value = rule.run(state.value)
-
-        self._check(sum(len(part) for part in state.parts.values()), value)
+        symbols = sum(len(v) for v in (*state.masks.values(), *state.parts.values()))
+        self._check(symbols, value)
 
         def through(part: Tensor) -> Tensor:
             return rule.linear(part.flatten(0, 1)).reshape(*part.shape[:2], *value.shape[1:])
 
-        parts = {k: through(part) for k, part in state.parts.items()}
-        return Zonotope(value, rule.linear(state.shift), parts)
+        masks, parts = (
+            {k: through(v) for k, v in kind.items()} for kind in (state.masks, state.parts)
+        )
+        return Zonotope(value, rule.linear(state.shift), masks, parts)
 
     def combine(self, rule: Combine, states: Sequence[Zonotope]) -> Zonotope:
         """Branches share symbols: their coefficients add."""
-        settled = [self.settled(state) for state in states]
-        signed = list(zip(rule.signs, settled, strict=True))
-        keys = {k for x in settled for k in x.parts}
-        parts = {k: sum_of(s * x.parts[k] for s, x in signed if k in x.parts) for k in keys}
-        value, shift = (sum_of(s * getattr(x, n) for s, x in signed) for n in ("value", "shift"))
-        return Zonotope(value, shift, parts)
+        return total(rule.signs, [self.settled(state) for state in states])
 
     def concat(self, rule: Concat, states: Sequence[Zonotope]) -> Zonotope:
         """Side by side."""
         settled = [self.settled(state) for state in states]
-        keys = {k for x in settled for k in x.parts}
-        width = {k: max(x.parts[k].shape[1] for x in settled if k in x.parts) for k in keys}
-
-        def part(x: Zonotope, k: int) -> Tensor:
-            n, shape = len(self.blocks[k].hit), x.value.shape[1:]
-            found = x.parts.get(k, x.value.new_zeros(n, 1, *shape))
-            return found.expand(n, width[k], *shape)
-
-        dim = rule.dim if rule.dim < 0 else rule.dim + 1
-        parts = {k: torch.cat([part(x, k) for x in settled], dim) for k in keys}
         value, shift = (
             torch.cat([getattr(x, n) for x in settled], rule.dim) for n in ("value", "shift")
         )
-        return Zonotope(value, shift, parts)
+        masks, parts = (self._beside(rule, settled, name) for name in ("masks", "parts"))
+        return Zonotope(value, shift, masks, parts)
+
+    def _beside(self, rule: Concat, states: Sequence[Zonotope], name: str) -> dict[int, Tensor]:
+        dim, found = rule.dim if rule.dim < 0 else rule.dim + 1, {}
+        for k in {k for x in states for k in getattr(x, name)}:
+            some = [getattr(x, name)[k] for x in states if k in getattr(x, name)]
+            lead = len(some[0]), max(v.shape[1] for v in some)
+
+            def part(x: Zonotope, k: int = k, lead: tuple[int, int] = lead) -> Tensor:
+                shape = x.value.shape[1:]
+                known = getattr(x, name).get(k, x.value.new_zeros(lead[0], 1, *shape))
+                return known.expand(*lead, *shape)
+
+            found[k] = torch.cat([part(x) for x in states], dim)
+        return found
 
     def activate(self, rule: Activation, state: Zonotope) -> Zonotope:
-        """The tangent at the shifted value passes on; what bends away becomes a rest symbol."""
-        state = self.settled(state)
+        """What bends away from a straight line becomes a rest symbol."""
+        return self.through(rule, self.settled(state))
+
+    def through(self, rule: Activation, state: Zonotope) -> Zonotope:
+        """The tangent at the shifted value passes on; fresh remainders stay fresh."""
         at = state.value + state.shift
-        rest = self.bent(rule, state, at)
+        size = self.bent(rule, state, at)
         slope = rule.slope(at)
-        sign = rising if rule.convex else either
-        fresh = fresh_rest(sign(rest), nonnegative=rule.nonnegative)
+        rest = rising(size) if rule.convex else either(size)
+        if state.fresh is not None:
+            assert rule.monotone
+            rest = rest.joined(state.fresh.rest.map(lambda v: slope * v))
         value = rule.function(state.value)
-        parts = {k: part * slope for k, part in state.parts.items()}
-        return Zonotope(value, rule.function(at) - value, parts, fresh)
+        return replace(
+            state.scaled(slope),
+            value=value,
+            shift=rule.function(at) - value,
+            fresh=fresh_rest(rest),
+        )
 
     def maximum(self, rule: Maximum, state: Zonotope) -> Zonotope:
-        """The winner's error passes on; a loser that overtakes it becomes a rest symbol."""
+        """max(w, x, y, …) = max(w, x) + (y − max(w, x))₊ and so on, from the likely winner w on.
+
+        This is for masks; errors pass as the winner's, but for |max(Y+e) − max Y − e_w|, which is
+        at most Σ_k |e_k − e_w| over those k that are ever ahead of w, or but for Σ_k |e_k|.
+        """
         state = self.settled(state)
-        race = self.race(rule, state, state.value + state.shift)
-        over = rising(self.overtaken(rule, state, race))
-        value = rule.run(state.value)
-        shift = rule.run(state.value + state.shift) - value
-        return Zonotope(value, shift, race.parts, fresh_rest(over))
-
-    def overtaken(self, rule: Maximum, state: Zonotope, race: Race) -> Pair:
-        """How far losers may rise above the winner: Σ (their error − its error − its lead)₊."""
-        over = self.above(race.apart, torch.where(race.lost, race.apart.value, 0.0))
-        return race.of_losers(over[0]), race.of_losers(over[1])
-
-    def race(self, rule: Maximum, state: Zonotope, at: Tensor) -> Race:
-        """Who wins each window at the values `at`, and the others' errors apart from its own."""
-        entries = rule.windows(at)  # (b, entries, *out)
-        best = entries.argmax(1, keepdim=True)
-        gap = entries.gather(1, best) - entries
-
-        def windows(part: Tensor) -> Tensor:
-            found = rule.windows(part.flatten(0, 1)).nan_to_num(neginf=0.0)
-            found = found.unflatten(0, part.shape[:2])
-            return found.expand(-1, len(gap), *found.shape[2:])  # (n, b, entries, *out)
-
-        cut = {k: windows(part) for k, part in state.parts.items()}
-        won = {k: v.gather(2, best.expand(len(v), *best.shape)) for k, v in cut.items()}
-        apart = Zonotope(gap, torch.zeros_like(gap), {k: v - won[k] for k, v in cut.items()})
-        lost = gap.isfinite() & ~torch.zeros_like(gap, dtype=torch.bool).scatter(1, best, True)
-        return Race(entries, best, {k: v.squeeze(2) for k, v in won.items()}, apart, lost)
+        self._check(2 * sum(len(v) for v in state.parts.values()), state.value)
+        winner, *others = _entries(rule, state)
+        if not others:
+            return winner
+        best = replace(winner, parts={})
+        for other in others:
+            over = self.through(_RELU, total((1.0, -1.0), (replace(other, parts={}), best)))
+            best = total((1.0, 1.0), (best, over))
+        rest = none(best.value) if best.fresh is None else best.fresh.rest
+        sizes = [self.errors(entry) for entry in (winner, *others)]
+        apart = functools.reduce(Rest.joined, [self.overtaken(winner, x) for x in others])
+        whole = functools.reduce(Rest.joined, sizes)
+        follow = apart.both[0] + sizes[0].both[0] <= whole.both[0]
+        parts = {k: torch.where(follow, v, 0.0) for k, v in winner.parts.items()}
+        rest = rest.joined(apart.where(follow, whole))
+        return replace(best, parts=parts, fresh=fresh_rest(rest))
 
     def mixing(self, rule: Mixing, state: Zonotope) -> Zonotope:
         """Only the shift passes; all else becomes rest symbols."""
@@ -177,16 +174,42 @@ class ZonotopeDomain(Domain[Zonotope]):
 
         first, second = self.size(state)
         size = through(first), through(second)
-        return Zonotope(value, shift, {}, fresh_rest(either(size)))
+        return Zonotope(value, shift, fresh=fresh_rest(either(size)))
+
+    @abstractmethod
+    def errors(self, state: Zonotope) -> Rest:
+        """How large the error about the shift is but for masks."""
+
+    @abstractmethod
+    def overtaken(self, best: Zonotope, other: Zonotope) -> Rest:
+        """|e_other − e_best| where the other entry of a window may be ahead."""
 
     @abstractmethod
     def bent(self, rule: Activation, state: Zonotope, at: Tensor) -> Pair:
         """How much of the error about `at` an activation bends away from its tangent."""
 
     @abstractmethod
-    def above(self, state: Zonotope, gap: Tensor) -> Pair:
-        """How far the error about the shift rises above `gap`."""
-
-    @abstractmethod
     def size(self, state: Zonotope) -> Pair:
         """How large the error about the shift is."""
+
+
+def _entries(rule: Maximum, state: Zonotope) -> list[Zonotope]:
+    """Max pooling's windows as one state an entry, the largest shifted value first."""
+    value = rule.windows(state.value).clamp(min=_OUTSIDE)  # (b, entries, *out)
+    shift = rule.windows(state.shift).nan_to_num(neginf=0.0)
+    order = (value + shift).argsort(1, descending=True)
+
+    def sorted_(part: Tensor) -> Tensor:
+        found = rule.windows(part.flatten(0, 1)).nan_to_num(neginf=0.0)
+        found = found.unflatten(0, part.shape[:2])  # (n, 1 or b, entries, *out)
+        found = found.expand(-1, len(order), *found.shape[2:])
+        return found.gather(2, order.expand(len(found), *order.shape))
+
+    value, shift = value.gather(1, order), shift.gather(1, order)
+    masks, parts = ({k: sorted_(v) for k, v in kind.items()} for kind in (state.masks, state.parts))
+
+    def entry(i: int) -> Zonotope:
+        ours, theirs = ({k: v[:, :, i] for k, v in kind.items()} for kind in (masks, parts))
+        return Zonotope(value[:, i], shift[:, i], ours, theirs)
+
+    return [entry(i) for i in range(order.shape[1])]
