@@ -24,6 +24,9 @@ from bozzetto.nn.signs import Signs
 from bozzetto.ops import Conv, Lookup
 
 
+_WORK = 1 << 32  # vectors × inputs × outputs: a search of about a minute
+
+
 class Sides(NamedTuple):
     """The chosen signs of one group, and the weight in the bases of their spans."""
 
@@ -109,13 +112,14 @@ def largest_signs(m: LinearMap, exact: int = 0) -> int:
     """The most sign vectors a side that, beside exact factors, cost no more than the dense layer.
 
     In multiply-adds of a group at one input position; what stands behind a transposed convolution
-    runs at the larger output.
+    runs at the larger output. Fewer for layers so large that the search for them would take long.
     """
     rows, d = m.block
     more = math.prod(m.op.stride) if isinstance(m.op, Conv) and m.op.transposed else 1
     left = max(0, rows * d - exact * (d + more * rows))
     half = (d / more + rows) / 2
-    return min(rows, d, math.floor((half * half + left / more) ** 0.5 - half))
+    most = math.floor((half * half + left / more) ** 0.5 - half)
+    return min(rows, d, most, max(1, _WORK // (rows * d)))
 
 
 def choose_sides(objective: Objective, weight: Tensor, size: int) -> list[Sides]:
