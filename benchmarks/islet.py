@@ -1,25 +1,13 @@
-"""ISLET against the oracle, projected gradient, ridge, lasso, tensorly: simulated and real data."""
+"""ISLET against the oracle, projected gradient, ridge, lasso, tensorly: simulated data."""
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import Lasso, Ridge
-from sklearn.metrics import r2_score, roc_auc_score
-from sklearn.model_selection import (
-    GridSearchCV,
-    KFold,
-    LeaveOneGroupOut,
-    ParameterGrid,
-    StratifiedKFold,
-    cross_val_predict,
-)
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 from bozzetto.regress import ISLETRegressor, SparseISLETRegressor
 from bozzetto.regress.refine import Settings, Step
@@ -28,7 +16,6 @@ from bozzetto.regress.sources import Arrays
 from bozzetto.tensors import Tucker, hooi
 
 Row = dict[str, Any]
-DATA = Path(__file__).resolve().parents[1] / "../shared/data/tensor"
 # (side, rank, n, noise, correlation along the modes); the truth has norm 1.
 SETTINGS = [
     (10, 3, 400, 0.5, 0.0),
@@ -156,16 +143,16 @@ def peers() -> Row:
 
 
 def sparse() -> Row:
-    """Rows in use: 10 of 50 along each mode; also the least squares that knows them."""
+    """Rows in use: 10 of 40 along each mode; also the least squares that knows them."""
     rows = []
     for n, noise in ((1000, 0.1), (1000, 0.5), (2000, 0.5)):
         for seed in range(3):
             rng = np.random.default_rng(seed)
             _, _, small = simulate(10, 2, 1, 0.0, 0.0, seed)
-            used = [np.sort(rng.choice(50, 10, replace=False)) for _ in range(3)]
-            full = np.zeros((50, 50, 50))
+            used = [np.sort(rng.choice(40, 10, replace=False)) for _ in range(3)]
+            full = np.zeros((40, 40, 40))
             full[np.ix_(*used)] = small.full().numpy()
-            x = rng.standard_normal((n, 50, 50, 50))
+            x = rng.standard_normal((n, 40, 40, 40))
             y = x.reshape(n, -1) @ full.ravel() + noise * rng.standard_normal(n)
             known = oracle(x[np.ix_(range(n), *used)], y, small) - small.full().numpy()
             start = time.process_time()
@@ -185,64 +172,8 @@ def sparse() -> Row:
     return {"rows": rows, "seeds": [0, 1, 2]}
 
 
-def _flat_ridge() -> tuple[BaseEstimator, Row]:
-    flatten = FunctionTransformer(lambda x: x.reshape(len(x), -1))
-    return make_pipeline(flatten, Ridge()), {"ridge__alpha": [10.0**k for k in range(-2, 6)]}
-
-
-def _islet() -> tuple[BaseEstimator, Row]:
-    alphas = [1e-2, 1.0, 1e2, 1e3, 1e4, 1e5]
-    grid = {"ranks": [1, 2, 3], "alpha": alphas, "shrinkage": [1.0], "n_iter": [0, 20]}
-    return ISLETRegressor(), grid
-
-
-CANDIDATES = {"ridge": _flat_ridge, "ISLET": _islet}
-
-
-def hindsight(
-    model: BaseEstimator, grid: Row, x: np.ndarray, y: np.ndarray, groups: np.ndarray
-) -> float:
-    """The held-out score of the parameters for which it is highest."""
-    cv = list(LeaveOneGroupOut().split(x, y, groups))
-    options = [clone(model).set_params(**options) for options in ParameterGrid(grid)]
-    return max(r2_score(y, cross_val_predict(option, x, y, cv=cv)) for option in options)
-
-
-def real() -> Row:
-    """Held-out scores on real data, every parameter chosen inside the training part.
-
-    EEM leaves out a whole series of samples at a time: four others are left to choose from, so that
-    the score of the best parameters in hindsight is given too.
-    """
-    rows = []
-    eem = np.load(DATA / "eem_olive.npz")
-    x, y = eem["x"].astype(float), eem["y"]
-    series = np.array([name[0] for name in eem["names"]])
-    for name, candidate in CANDIDATES.items():
-        model, grid = candidate()
-        predicted = np.zeros(len(y))
-        for train, test in LeaveOneGroupOut().split(x, y, series):
-            inner = list(LeaveOneGroupOut().split(x[train], y[train], series[train]))
-            search = GridSearchCV(model, grid, cv=inner, scoring="neg_mean_squared_error")
-            predicted[test] = search.fit(x[train], y[train]).predict(x[test])
-        row = {"data": "EEM", "method": name, "R2": r2_score(y, predicted)}
-        rows.append(row | {"R2 in hindsight": hindsight(model, grid, x, y, series)})
-    eeg = np.load(DATA / "eeg_alcohol.npz")
-    x, y = eeg["x"].astype(float), eeg["y"].astype(float)
-    for name, candidate in CANDIDATES.items():
-        model, grid = candidate()
-        search = GridSearchCV(model, grid, cv=KFold(5), scoring="neg_mean_squared_error")
-        areas = []
-        for seed in range(3):
-            folds = StratifiedKFold(5, shuffle=True, random_state=seed).split(x, y)
-            areas.append(roc_auc_score(y, cross_val_predict(search, x, y, cv=list(folds))))
-        rows.append({"data": "EEG", "method": name, "AUC": float(np.mean(areas)), "seeds": 3})
-    return {"rows": rows}
-
-
 BENCHMARKS: dict[str, Callable[[], Row]] = {
     "islet-simulations": simulations,
     "islet-peers": peers,
     "islet-sparse": sparse,
-    "islet-real": real,
 }
