@@ -23,7 +23,6 @@ from bozzetto.nn.parts import map_order, write_weight_
 from bozzetto.nn.signs import Signs
 from bozzetto.ops import Conv, Lookup
 
-
 _WORK = 1 << 32  # vectors × inputs × outputs: a search of about a minute
 
 
