@@ -66,6 +66,7 @@ ASIDE: dict[str, set[str]] = {
         "report",
         "terminal",
         "train",
+        "trajectory",
     },
 }
 MAY_IMPORT = ASIDE | {
