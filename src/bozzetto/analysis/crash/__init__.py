@@ -4,7 +4,15 @@ from bozzetto.analysis.crash.activations import Activation, NoSoundBound, activa
 from bozzetto.analysis.crash.bound import CrashBound, crash_bound
 from bozzetto.analysis.crash.compare import CrashComparison, compare_crashes, crash_by_layer
 from bozzetto.analysis.crash.critical import CriticalNeurons, critical_neurons
-from bozzetto.analysis.crash.faults import BitFlips, Byzantine, Crash, DroppedConnections, StuckAt
+from bozzetto.analysis.crash.faults import (
+    BitFlips,
+    Byzantine,
+    Crash,
+    DroppedConnections,
+    NeuronFault,
+    StuckAt,
+    WeightFault,
+)
 from bozzetto.analysis.crash.hardening import with_crashes
 from bozzetto.analysis.crash.measure import CrashReport, crash
 from bozzetto.analysis.crash.rules import Affine, rule
@@ -22,10 +30,12 @@ __all__ = [
     "CrashReport",
     "CriticalNeurons",
     "DroppedConnections",
+    "NeuronFault",
     "NoSoundBound",
     "Sampling",
     "StuckAt",
     "Tolerance",
+    "WeightFault",
     "activation",
     "compare_crashes",
     "crash",
