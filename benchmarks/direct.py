@@ -11,17 +11,18 @@ Accuracies are in per cent of the test images, or of the next characters. A row 
 standard deviation over seeds, and the mean difference to the dense network of the same seed.
 
     python benchmarks/direct.py 600     # all networks, most telling first, for 600 s; resumes
+    python benchmarks/direct.py 600 direct-mlp direct-cnn      # these networks
     python benchmarks/run.py direct-mlp # one network to its end
 """
 
 import copy
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -251,8 +252,9 @@ def tiers() -> list[list[tuple[str, float, str]]]:
     ]
 
 
-def cells(problem: str, tier: list[tuple[str, float, str]]) -> Iterator[Cell]:
-    for seed in SEEDS:
+def cells(problems: Sequence[str]) -> Iterator[Cell]:
+    """All, tier by tier and seed by seed, so that what is done at any time is comparable."""
+    for tier, seed, problem in product(tiers(), SEEDS, problems):
         for name, keep, scope in tier:
             if applies(problem, name, scope):
                 yield Cell(problem, name, keep, scope, seed)
@@ -280,7 +282,7 @@ def row(runs: Runs, found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(problem: str, runs: Runs) -> dict[str, Any]:
     """The rows of whatever is done, and how much that is."""
-    every = [cell for tier in tiers() for cell in cells(problem, tier)]
+    every = [*cells([problem])]
     groups: dict[str, list[dict[str, Any]]] = {}
     for cell in every:
         if (found := runs.get(cell)) is not None:
@@ -299,9 +301,8 @@ def table(problem: str, runs: Runs) -> dict[str, Any]:
 
 def study(problem: str) -> dict[str, Any]:
     runs = Runs()
-    for tier in tiers():
-        for cell in cells(problem, tier):
-            runs.run(cell)
+    for cell in cells([problem]):
+        runs.run(cell)
     return table(problem, runs)
 
 
@@ -310,29 +311,25 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main(seconds: float) -> int:
-    """Cells of every network, tier by tier, for so long; 0 if all are done, else 3.
+def main(seconds: float, problems: Sequence[str]) -> int:
+    """Cells of the networks for so long; 0 if all are done, else 3.
 
     The result of a network is written anew after every cell.
     """
     import run as runner
 
     runs, end = Runs(), time.perf_counter() + seconds
-    for tier in tiers():
-        for problem in PROBLEMS:
-            for cell in cells(problem, tier):
-                if runs.get(cell) is not None:
-                    continue
-                if time.perf_counter() > end:
-                    return 3
-                found = runs.run(cell)
-                print(
-                    *asdict(cell).values(), f"{found['accuracy']:.2f}", found["seconds"], flush=True
-                )
-                head = {"command": "python benchmarks/direct.py", "machine": runner.machine()}
-                runner.write(problem, head | table(problem, runs))
+    for cell in cells(problems):
+        if runs.get(cell) is not None:
+            continue
+        if time.perf_counter() > end:
+            return 3
+        found = runs.run(cell)
+        print(*asdict(cell).values(), f"{found['accuracy']:.2f}", found["seconds"], flush=True)
+        head = {"command": "python benchmarks/direct.py", "machine": runner.machine()}
+        runner.write(cell.problem, head | table(cell.problem, runs))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else math.inf))
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:] or [*PROBLEMS]))

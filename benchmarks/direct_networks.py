@@ -164,7 +164,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: float) -> None:
         super().__init__()
-        d, c = 4 * wide(32, width), topics(1).classes
+        d, c = 4 * wide(16, width), topics(1).classes
         self.embedding, self.place = nn.Embedding(c, d), nn.Parameter(torch.zeros(CONTEXT, d))
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.layers = nn.Sequential(Layer(d), Layer(d))
@@ -189,7 +189,7 @@ class Problem:
 PROBLEMS = {
     "direct-mlp": Problem(mlp, fashion, 20_000, 128, 3, 6e-3),
     "direct-cnn": Problem(cnn, fashion, 10_000, 128, 4, 6e-3),
-    "direct-resnet20": Problem(resnet20, cifar16, 10_000, 128, 5, 6e-3),
-    "direct-nin": Problem(nin, cifar16, 10_000, 128, 4, 6e-3),
+    "direct-resnet20": Problem(resnet20, cifar16, 6_000, 128, 5, 6e-3),
+    "direct-nin": Problem(nin, cifar16, 6_000, 128, 4, 6e-3),
     "direct-transformer": Problem(Transformer, topics, 16_000, 16, 1, 3e-3),
 }

@@ -134,8 +134,8 @@ DEEP = (
 PROBLEMS = {
     "optim-mlp": Problem(mlp, 64, 20, 0.02, 3, 5, 5, STOCHASTIC),
     "optim-fullbatch": Problem(mlp, 1437, 200, 0.02, 2, 3, 5, FULL_BATCH),
-    "optim-resnet20": Problem(partial(resnet, 20, 8), 128, 16, 0.02, 2, 5, 4, DEEP),
-    "optim-resnet98": Problem(partial(resnet, 98, 8), 128, 12, 0.02, 1, 3, 4, DEEP),
+    "optim-resnet20": Problem(partial(resnet, 20, 8), 128, 12, 0.02, 1, 3, 3, DEEP),
+    "optim-resnet98": Problem(partial(resnet, 98, 8), 128, 8, 0.02, 1, 3, 3, DEEP),
 }
 
 
