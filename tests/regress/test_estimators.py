@@ -144,6 +144,13 @@ def test_a_warm_start_begins_at_the_last_estimate(data):
     assert warm[0] < 1.01 * cold[-1] < 0.5 * cold[0]
 
 
+def test_a_warm_start_tells_the_folds_nothing_of_what_is_held_out():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((80, 6, 5, 4)), rng.standard_normal(80)  # nothing to be found
+    warm = ISLETRegressor(RANKS, n_iter=0, warm_start=True).fit(x, y)
+    assert warm.set_params(ranks="cv", max_rank=2).fit(x, y).ranks_ == (1, 1, 1)
+
+
 def test_standard_errors_are_the_spread_of_the_estimate():
     entries = np.eye(6 * 5 * 4).reshape(-1, 6, 5, 4)
     scores = []

@@ -114,22 +114,29 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         else:
             fit, most = partial(self._estimate_at, settings=settings), self.max_rank
             ranks = choose_ranks(self.ranks, source, moments, fit, settings, most=most, cv=self.cv)
-        return self._estimate_at(source, moments, ranks, settings)
+        before = self._before(tuple(moments.cross.shape), ranks)
+        return self._estimate_at(source, moments, ranks, settings, before)
 
     def _estimate_at(
-        self, source: Source, moments: Moments, ranks: tuple[int, ...], settings: Settings
+        self,
+        source: Source,
+        moments: Moments,
+        ranks: tuple[int, ...],
+        settings: Settings,
+        first: Tucker | None = None,
     ) -> Fit:
         if settings.ridge == 0:
             check_enough(moments.count, moments.cross.shape, moments.mean_x.ndim, ranks)
-        first = self._first(moments, ranks, settings)
+        if first is None:
+            first = start(moments, ranks, settings.shrinkage)
         return refine(source, moments.square, first, settings)
 
-    def _first(self, moments: Moments, ranks: tuple[int, ...], settings: Settings) -> Tucker:
-        if self.warm_start and hasattr(self, "core_"):
-            before = self._tucker()
-            if before.shape == moments.cross.shape and before.ranks == ranks:
-                return before
-        return start(moments, ranks, settings.shrinkage)
+    def _before(self, shape: tuple[int, ...], ranks: tuple[int, ...]) -> Tucker | None:
+        """The last estimate, if a warm start asks for it and it has the shape and the ranks."""
+        if not (self.warm_start and hasattr(self, "core_")):
+            return None
+        before = self._tucker()
+        return before if (before.shape, before.ranks) == (shape, ranks) else None
 
     def _keep(self, fit: Fit, moments: Moments) -> Self:
         self.core_ = fit.tucker.core.numpy()

@@ -70,10 +70,15 @@ class SparseISLETRegressor(TensorRegressor):
         self.sparse_modes = sparse_modes
 
     def _estimate_at(
-        self, source: Source, moments: Moments, ranks: tuple[int, ...], settings: Settings
+        self,
+        source: Source,
+        moments: Moments,
+        ranks: tuple[int, ...],
+        settings: Settings,
+        first: Tucker | None = None,
     ) -> Fit:
         sparse = self._sparse(moments.mean_x.ndim)
-        at = sparse_start(moments, ranks, sparse)
+        at = sparse_start(moments, ranks, sparse) if first is None else first
         rows, fit = self._round(source, moments, at, sparse, settings)
         for _ in range(ROUNDS):
             before = rows
