@@ -1,11 +1,13 @@
 """Chosen signs and the hybrid: against brute force, their own prefixes, and what they must beat."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import bozzetto as bz
 from bozzetto.linalg import random_normal
 from bozzetto.maps import linear_map
 from bozzetto.methods import Hybrid, LowRank, Method, Objective, SignsMethod
@@ -14,6 +16,7 @@ from bozzetto.methods.signs import largest_signs
 from bozzetto.nn import Signs
 from bozzetto.prices import count_bytes, count_flops
 from bozzetto.testing.methods import calibration
+from networks import NETWORKS
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -194,3 +197,48 @@ def test_a_half_precision_layer_holds_the_same_signs() -> None:
     assert rough[1].weight.dtype == torch.bfloat16
     error = half.error(half.w - SignsMethod().weight(rough, half.map))
     assert error <= 1.05 * SignsMethod().errors(half, [8])[0]
+
+
+# ---- whole networks
+
+
+@pytest.mark.parametrize("method", ["signs", "hybrid"])
+def test_a_network_of_signs_is_saved_in_its_bytes_and_comes_back(
+    method: str, tmp_path: Path
+) -> None:
+    model, x = NETWORKS["cnn"]()
+    small, plan = bz.compress(model.eval(), bz.Budget(bytes=0.6), [x], methods=method)
+    assert {choice.method for choice in plan.choices.values()} == {method}
+    assert plan.small["bytes"] == count_bytes(small) <= 0.6 * count_bytes(model)
+    bz.save(tmp_path / "out", small, plan)
+    back = bz.load(tmp_path / "out", model)
+    torch.testing.assert_close(back(x), small.eval()(x), rtol=0, atol=0)
+    names = [name for name, value in small.state_dict().items() if value.dtype == torch.uint8]
+    assert len(names) == 2 * len(plan.choices)
+
+
+def test_signs_are_tried_where_bytes_are_bounded_and_only_there() -> None:
+    model, x = NETWORKS["mlp"]()
+    methods = {}
+    for budget in (bz.Budget(bytes=0.3), bz.Budget(params=0.3)):
+        _, plan = bz.compress(model, budget, [x])
+        methods[budget] = {choice.method for choice in plan.choices.values()}
+    memory, values = methods.values()
+    assert "signs" in memory
+    assert values == {"lowrank"}
+
+
+def test_a_network_of_signs_trains_its_cores_alone() -> None:
+    model, x = NETWORKS["mlp"]()
+    small, _ = bz.compress(model, bz.Budget(bytes=0.3), [x], methods="signs")
+    bits = {name: value.clone() for name, value in small.state_dict().items() if "bits" in name}
+    optimizer = torch.optim.SGD(small.parameters(), 1e-3)
+    before = (small(x) - model(x).detach()).square().mean()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (small(x) - model(x).detach()).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < before
+    for name, value in bits.items():
+        torch.testing.assert_close(small.state_dict()[name], value, rtol=0, atol=0)

@@ -14,7 +14,7 @@ from bozzetto.budget import Budget
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import seeded
-from bozzetto.menu import Menu, Methods, menu
+from bozzetto.menu import Menu, Methods, menu, methods_for
 from bozzetto.methods import Objective, make_method
 from bozzetto.ops import Lookup
 from bozzetto.plan import Choice, Plan
@@ -169,7 +169,7 @@ def compress(
             shrink together as far as it does: `keep=1.0` asks for the fewest values,
             `Budget(latency=1.0)` for the fastest network.
         metric: a network -> a number, the higher the better.
-        methods: "auto", names of methods, or {name: options}.
+        methods: names of methods, {name: options}, or "auto": those that suit what `keep` bounds.
         layers: patterns of the paths that may become smaller; see `plan`. Dense layers behind them
             are still fitted to the inputs that they get.
         loss: (output, target) -> scalar; see `collect`.
@@ -185,7 +185,7 @@ def compress(
     budget = Budget.of(keep)
     if (floor is None) != (metric is None):
         raise ValueError(f"a floor and a metric go together; got floor={floor}, metric={metric}")
-    timed = budget.latency is not None
+    timed, methods = budget.latency is not None, methods_for(budget, methods)
     made = survey(
         model, calibration, methods=methods, layers=layers, loss=loss, timed=timed, seed=seed
     )

@@ -14,7 +14,7 @@ from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable, knapsack, least
 from bozzetto.linalg import derive_seed
 from bozzetto.maps import LinearMap
-from bozzetto.methods import AUTO, Method, Objective, make_method
+from bozzetto.methods import AUTO, AUTO_BYTES, Method, Objective, make_method
 from bozzetto.methods.method import too_wide
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import (
@@ -108,7 +108,7 @@ def plan(
         model: the target; not changed.
         stats: from `collect`.
         budget: fractions of the target that may be kept.
-        methods: "auto", names, or {name: options}.
+        methods: names, {name: options}, or "auto": those that suit what the budget bounds.
         layers: patterns (as of file names) of the paths that may change; the rest stays dense.
         batch: one batch, on which multiply-adds of the whole network are counted; without it only
             those of the linear maps count.
@@ -119,7 +119,7 @@ def plan(
             method, or a bound on latency without a batch.
         Unreachable: for a budget that no plan meets, saying the smallest reachable.
     """
-    timed = budget.latency is not None
+    timed, methods = budget.latency is not None, methods_for(budget, methods)
     made = menu(model, stats, methods=methods, layers=layers, batch=batch, timed=timed, seed=seed)
     return made.choose(budget)
 
@@ -158,6 +158,11 @@ def menu(
         target |= {"latency": time_models({"target": expanded}, batch)["target"]}
     tied = {other: site.path for site in sites.values() for other in users(site)}
     return Menu(candidates, dense, tied, target, seed)
+
+
+def methods_for(budget: Budget, methods: Methods) -> Methods:
+    """What "auto" means under a budget."""
+    return AUTO_BYTES if methods == "auto" and budget.bytes is not None else methods
 
 
 _NOT_ASKED = "not among the layers asked for"

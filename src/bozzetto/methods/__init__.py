@@ -9,6 +9,7 @@ from bozzetto.methods.tucker import Tucker
 
 __all__ = [
     "AUTO",
+    "AUTO_BYTES",
     "METHODS",
     "Hybrid",
     "LowRank",
@@ -29,6 +30,9 @@ METHODS: dict[str, type[Method]] = {
 }
 # Random directions never beat the data's own on a trained layer: `sketched` is for asking.
 AUTO = ("lowrank", "tucker")
+# Signs hold few trained values, but a bit for every other weight, and compute as much as the dense
+# layer: they are tried where memory is bounded. `hybrid` searches many times: it is for asking.
+AUTO_BYTES = (*AUTO, "signs")
 
 
 def make_method(name: str, options: dict[str, object] | None = None) -> Method:
