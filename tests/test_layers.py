@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import bozzetto as bz
 from bozzetto.maps import LinearMap, linear_map
-from bozzetto.methods import METHODS, Objective, make_method
+from bozzetto.methods import Objective, make_method
 from bozzetto.sketch import FAMILIES
 from bozzetto.stats import Stats
 
@@ -49,23 +49,6 @@ def statistics(m: LinearMap, x: Tensor) -> Stats:
     gradient = torch.randn(m.op.groups, 40, m.block[0], **DOUBLE)
     count = rows.shape[1]
     return Stats(rows.mT @ rows / count, rows.mean(1), gradient.mT @ gradient / 40, count, ())
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_map_gives_the_layer_back(name: str) -> None:
-    layer, x = layers()[name]
-    torch.testing.assert_close(linear_map(layer).module()(x), layer(x))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_weight_times_the_patches_is_the_output(name: str) -> None:
-    layer, x = layers()[name]
-    m = linear_map(layer)
-    got = m.op.patches(x) @ m.matrix().mT  # (g, b, m)
-    want = LinearMap(m.weight, None, m.op).module()(x)
-    want = want.unsqueeze(0) if want.ndim == -m.op.dim and m.op.dim < -1 else want
-    want = want.movedim(m.op.dim, 0).reshape(m.op.groups, m.block[0], -1).mT
-    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,36 +121,6 @@ def test_an_embedding_looks_up_the_weight_it_says() -> None:
         want = made.weight().T[index].float()
         known = index != 3
         torch.testing.assert_close(made(index)[known], want[known])
-
-
-@pytest.mark.parametrize("sized", [0.3, 0.7])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_method_builds_applies_and_prices_what_it_says(
-    name: str, method: str, sized: float
-) -> None:
-    layer, x = layers()[name]
-    m, made = linear_map(layer), make_method(method)
-    size = made.most(m, sized)
-    if not size:
-        assert method == "tucker" or made.values(m, 1) > sized * m.weight.numel()
-        return
-    objective = Objective(m, statistics(m, x))
-    small = made.build(m, size, seed=1)
-    made.fit_(small, objective)
-    bias = 0 if m.bias is None else len(m.bias)
-    assert sum(p.numel() for p in small.parameters()) == made.values(m, size) + bias
-    assert made.values(m, size) <= sized * m.weight.numel() < made.values(m, size + 1)
-    weight = made.weight(small, m)
-    applied = LinearMap(weight.reshape(m.weight.shape), made.bias(small), m.op).module()
-    torch.testing.assert_close(small(x), applied(x), atol=1e-6, rtol=1e-5)
-    reached = objective.error(objective.w - weight)
-    (predicted,) = made.errors(objective, [size])
-    if method == "lowrank":
-        assert reached == pytest.approx(predicted, rel=1e-6)
-    if method == "tucker":
-        assert reached <= predicted * (1 + 1e-9)
-    assert 0 <= reached < objective.energy
 
 
 def test_low_rank_beats_every_other_factorisation_of_its_rank() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
 
 from bozzetto.maps import linear_map
@@ -20,6 +21,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "pointwise conv": lambda: nn.Conv2d(12, 16, 1),
     "volume conv": lambda: nn.Conv3d(4, 6, 2, padding_mode="circular", padding=1),
     "transposed conv": lambda: nn.ConvTranspose2d(8, 12, 3, stride=2, output_padding=1, groups=2),
+    "dilated transposed conv": lambda: nn.ConvTranspose1d(
+        8, 12, 4, stride=3, padding=2, dilation=2, bias=False
+    ),
+    "circular conv": lambda: nn.Conv2d(8, 6, 3, padding="same", padding_mode="circular"),
+    "reflecting conv": lambda: nn.Conv2d(8, 6, 3, padding=2, padding_mode="reflect", bias=False),
     "embedding": lambda: nn.Embedding(40, 12),
     "padded embedding": lambda: nn.Embedding(40, 12, padding_idx=3),
 }
@@ -29,6 +35,11 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 @every_layer
 def test_a_layer_keeps_the_contract_of_maps(name: str) -> None:
     check_map(LAYERS[name]())
+
+
+def test_an_input_without_a_batch_is_mapped_too() -> None:
+    check_map(nn.Conv1d(8, 12, 5, padding="same"), torch.randn(8, 9))
+    check_map(nn.Linear(12, 20), torch.randn(12))
 
 
 @every_layer

@@ -1,0 +1,133 @@
+"""Methods against each other at equal bytes: error layer by layer, then accuracy of the whole.
+
+The error of a method at a share of the bytes is what its best form within that share of every layer
+leaves of the objective, relative to dropping the layer; over the layers the root of the mean. For
+MiniLM see `minilm` on how to install the weights.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bozzetto as bz
+from bozzetto.compress import Survey
+from bozzetto.maps import LinearMap
+from bozzetto.menu import menu
+from bozzetto.methods import AUTO, AUTO_BYTES, Objective, make_method
+from bozzetto.methods.method import Form
+from bozzetto.prices import count_bytes, count_params
+from bozzetto.sites import find_sites
+from cifar import batches, images, resnet
+
+CALIBRATION = 1024  # training images, no labels
+SHARES = (0.5, 0.25, 0.125, 0.0625)
+METHODS = ("lowrank", "tucker", "signs", "hybrid")
+TEST_IMAGES = 2000
+
+Row = dict[str, Any]
+Sizes = tuple[float, int, int]  # relative error, bytes, values
+
+
+def _priced(m: LinearMap, form: Form, whole: float) -> Sizes:
+    """A form of a layer, built on the meta device."""
+    with torch.device("meta"):
+        bias = None if m.bias is None else m.bias.to("meta")
+        layer = form.method.build(replace(m, weight=m.weight.to("meta"), bias=bias), form.size, 0)
+    return form.error / whole, count_bytes(layer), count_params(layer)
+
+
+def layer_errors(objectives: Mapping[str, Objective]) -> list[Row]:
+    """A row a method and share of the bytes; a layer that no form makes so small is left out."""
+    rows = []
+    dense = {p: (o.map.weight.numel(), 4 * o.map.weight.numel()) for p, o in objectives.items()}
+    for name in METHODS:
+        forms: dict[str, list[Sizes]] = {}
+        for path, o in objectives.items():
+            found = make_method(name).forms(o)
+            forms[path] = [_priced(o.map, form, o.energy) for form in found]
+        for share in SHARES:
+            best = {
+                path: min((f for f in found if f[1] <= share * dense[path][1]), default=None)
+                for path, found in forms.items()
+            }
+            kept = {path: form for path, form in best.items() if form is not None}
+            if kept:
+                rows.append(_row(name, share, kept, dense))
+    return rows
+
+
+def _row(
+    name: str, share: float, kept: Mapping[str, Sizes], dense: Mapping[str, tuple[int, int]]
+) -> Row:
+    values = sum(dense[path][0] for path in kept)
+    return {
+        "method": name,
+        "bytes at most": share,
+        "error": round((sum(form[0] for form in kept.values()) / len(kept)) ** 0.5, 4),
+        "bytes": round(sum(form[1] for form in kept.values()) / (4 * values), 4),
+        "values": round(sum(form[2] for form in kept.values()) / values, 4),
+        "layers": len(kept),
+    }
+
+
+def resnet20(seed: int = 0) -> Row:
+    """All convolutions but the first; then the network at equal shares of values and bytes."""
+    torch.set_num_threads(int(os.environ.get("THREADS", "2")))
+    model = resnet(20)
+    (x, _), (tx, ty) = images("train"), images("test")
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
+    calibration = list(x[chosen].split(128))
+    stats = bz.collect(model, calibration)
+    sites, _ = find_sites(model)
+    layers = {path: site for path, site in sites.items() if path.startswith("layer")}
+    rows = layer_errors({path: Objective(site.map, stats[path]) for path, site in layers.items()})
+    whole = []
+    for names in (AUTO, AUTO_BYTES):
+        survey = Survey(model, calibration, stats, _menu(model, stats, names, calibration))
+        for share in SHARES[:3]:
+            small, plan = survey.compress(bz.Budget(params=share, bytes=share))
+            kept = {r: round(plan.kept(r), 4) for r in ("params", "bytes", "flops")}
+            right = accuracy(small, tx[:TEST_IMAGES], ty[:TEST_IMAGES])
+            whole.append({"methods": list(names), "keep": share, "accuracy": right} | kept)
+            print(whole[-1], flush=True)
+    return {
+        "rows": rows,
+        "whole": whole,
+        "test_images": TEST_IMAGES,
+        "calibration": CALIBRATION,
+        "seed": seed,
+    }
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of right answers."""
+    right = sum(int((model(a).argmax(1) == b).sum()) for a, b in batches(x, y, 500))
+    return right / len(y)
+
+
+def _menu(model: Any, stats: Any, names: Sequence[str], calibration: Sequence[Any]) -> Any:
+    return menu(model, stats, methods=names, batch=calibration[0])
+
+
+def minilm() -> Row:
+    """The linear layers of the first and the last block."""
+    from minilm import SENTENCES, case
+
+    torch.set_num_threads(int(os.environ.get("THREADS", "2")))
+    network = case()
+    stats = bz.collect(network.model, list(network.calibration)[::4])
+    sites, _ = find_sites(network.model)
+    layers = {p: s for p, s in sites.items() if "layer.0." in p or "layer.5." in p}
+    rows = layer_errors({path: Objective(site.map, stats[path]) for path, site in layers.items()})
+    return {"rows": rows, "layers": list(layers), "calibration": SENTENCES // 4, "seed": 0}
+
+
+BENCHMARKS: dict[str, Callable[[], Row]] = {
+    "methods-resnet20": resnet20,
+    "methods-minilm": minilm,
+}
