@@ -57,6 +57,12 @@ class SketchedMoment:
         """The same on the CPU."""
         return SketchedMoment(self.diagonal.cpu(), self.product.cpu())
 
+    def crashed(self, p: float) -> "SketchedMoment":
+        """That of inputs of which each is 0 with probability p: (1−p)² C + p(1−p) diag C."""
+        short = _test_matrix(*self.product.shape[-2:]).dense().T.to(self.product)  # (n, s)
+        product = (1 - p) ** 2 * self.product + p * (1 - p) * self.diagonal.unsqueeze(-1) * short
+        return SketchedMoment((1 - p) * self.diagonal, product)
+
     def centred(self, mean: Tensor) -> "SketchedMoment":
         """That of x − μ, for μ: (g, n)."""
         short = _test_matrix(mean.shape[-1], self.product.shape[-1]).down(mean)  # (g, s)

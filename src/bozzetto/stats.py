@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -39,6 +39,27 @@ class Stats:
     gradient: Tensor | SketchedMoment | None
     positions: int
     shapes: tuple[tuple[int, ...], ...]
+
+    def crashed(self, p: float) -> Self:
+        """As if every input were 0 with probability p, each on its own.
+
+        C becomes (1−p)² C + p(1−p) diag C and μ becomes (1−p) μ. What is planned and fitted with
+        it imitates the target also when neurons fail. A look-up's indices do not crash.
+
+        Raises:
+            ValueError: for p outside [0, 1).
+        """
+        if not 0 <= p < 1:
+            raise ValueError(f"a crash probability of inputs lies in [0, 1); got {p}")
+        if self.mean is None:
+            return self
+        moment = self.moment
+        if isinstance(moment, Tensor):
+            diagonal = torch.diag_embed(moment.diagonal(dim1=-2, dim2=-1))
+            moment = (1 - p) ** 2 * moment + p * (1 - p) * diagonal
+        else:
+            moment = moment.crashed(p)
+        return replace(self, moment=moment, mean=(1 - p) * self.mean)
 
 
 @dataclass
