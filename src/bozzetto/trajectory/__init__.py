@@ -15,7 +15,7 @@ from bozzetto.trajectory.network import Kind, Output, Predictor, Shape, fresh
 from bozzetto.trajectory.page import View, view, write_page
 from bozzetto.trajectory.recording import BadRow, Lanes, Recording, Track
 from bozzetto.trajectory.scenes import Scene, mirrored, scene_at, scenes_of
-from bozzetto.trajectory.scores import Scores, score
+from bozzetto.trajectory.scores import HORIZONS, MISS, SUBSETS, Scores, score
 from bozzetto.trajectory.simulate import LAYOUTS, simulate
 from bozzetto.trajectory.splits import Split, cut, matching, split
 from bozzetto.trajectory.training import RECIPE, Loss, batches, class_weights, fit
@@ -23,10 +23,13 @@ from bozzetto.trajectory.training import RECIPE, Loss, batches, class_weights, f
 __all__ = [
     "BASELINES",
     "GOING",
+    "HORIZONS",
     "IGNORING",
     "LAYOUTS",
+    "MISS",
     "MODES",
     "RECIPE",
+    "SUBSETS",
     "UNKNOWN",
     "YIELDING",
     "BadRow",

@@ -25,13 +25,11 @@ class Shape:
             modes; "alone" sees every agent by itself.
         width: of all hidden vectors.
         rounds: of message passing.
-        dropout: share of hidden values that training leaves out.
     """
 
     kind: Kind = "joint"
     width: int = 64
-    rounds: int = 2
-    dropout: float = 0.0
+    rounds: int = 3
 
     def __post_init__(self) -> None:
         """Raises ValueError for a kind that does not exist or a size below one."""
@@ -54,8 +52,8 @@ class Output(NamedTuple):
 
 
 def mlp(n: int, width: int, m: int) -> nn.Sequential:
-    """Two layers with a normalised hidden one."""
-    return nn.Sequential(nn.Linear(n, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, m))
+    """Two layers."""
+    return nn.Sequential(nn.Linear(n, width), nn.ReLU(), nn.Linear(width, m))
 
 
 class Pairs(nn.Module):
@@ -70,13 +68,12 @@ class Pairs(nn.Module):
         self.of_target = nn.Linear(width, width)
         self.of_source = nn.Linear(width, width, bias=False)
         self.of_edge = nn.Linear(width, width, bias=False)
-        self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, m)
 
     def forward(self, h: Tensor, e: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """(n, width), (e, width) -> (e, m)."""
         first = self.of_target(h)[target] + self.of_source(h)[source] + self.of_edge(e)
-        return self.out(F.relu(self.norm(first)))
+        return self.out(F.relu(first))
 
 
 class Predictor(nn.Module):
@@ -93,7 +90,6 @@ class Predictor(nn.Module):
         self.node_updates = nn.ModuleList(mlp(3 * d, d, d) for _ in range(rounds))
         self.mode = Pairs(d, kinds) if shape.kind == "joint" else None
         self.typed = Pairs(d, kinds * d) if shape.kind == "joint" else None
-        self.dropout = nn.Dropout(shape.dropout)
         self.decoder = mlp((3 if self.typed else 1) * d, 2 * d, 2 * FUTURE)
 
     def forward(
@@ -113,17 +109,17 @@ class Predictor(nn.Module):
             target: of the edges, (e,).
             modes: probabilities to take in place of the network's own, (e, 3).
         """
-        h = self.dropout(F.relu(self.node(nodes)))
+        h = F.relu(self.node(nodes))
         logits = edges.new_zeros(edges.shape[0], len(MODES))
         read = h
         if self.edge is not None:
-            e = self.dropout(F.relu(self.edge(edges)))
+            e = F.relu(self.edge(edges))
             for update_edges, update_nodes in zip(
                 self.edge_updates, self.node_updates, strict=True
             ):
-                e = e + self.dropout(F.relu(update_edges(h, e, source, target)))
+                e = e + F.relu(update_edges(h, e, source, target))
                 read = torch.cat([h, pooled(e, target, h)], -1)
-                h = h + self.dropout(F.relu(update_nodes(read)))
+                h = h + F.relu(update_nodes(read))
             read = h
             if self.mode is not None and self.typed is not None:
                 logits = self.mode(h, e, source, target)

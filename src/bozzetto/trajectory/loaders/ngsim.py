@@ -18,6 +18,8 @@ _NEEDED = ("Vehicle_ID", "Global_Time", "Local_X", "Local_Y", "v_Length", "v_Wid
 def load_ngsim(path: Path) -> list[Recording]:
     """One recording for each Location of a file, or one in all where it has no such column.
 
+    Lines that are no vehicles are in the list of the first.
+
     x is the distance across from the left edge and grows to the right, y the one along the road.
     The file has no headings and no lines of lanes.
 
@@ -32,11 +34,14 @@ def load_ngsim(path: Path) -> list[Recording]:
             raise ValueError(f"{path}:1: NGSIM needs the columns {_NEEDED}; missing: {missing}")
         for cells in lines:
             try:
-                place = cells.get("Location") or path.stem
-                rows[place].append(_row(lines.line_num, cells))
+                row = _row(lines.line_num, cells)
             except (ValueError, KeyError, TypeError) as error:
                 bad.append(BadRow(str(path), lines.line_num, f"no vehicle: {error}"))
-    return [_recording(path, place, rows[place], bad) for place in sorted(rows)]
+            else:
+                rows[cells.get("Location") or path.stem].append(row)
+    first, *others = sorted(rows) or [path.stem]
+    told = _recording(path, first, rows[first], bad)
+    return [told, *(_recording(path, place, rows[place], []) for place in others)]
 
 
 def _recording(path: Path, place: str, rows: list[Row], bad: list[BadRow]) -> Recording:

@@ -1,0 +1,162 @@
+"""Joint interaction and trajectory prediction on real tracks of ../shared/data/driving.
+
+Held out are the last quarter of the three MONA places (their recordings are cut into minutes) and
+every third NGSIM recording of streets; US-101 only teaches, as its recordings overlap. The networks
+learn from all others, five seeds each. A run that was interrupted goes on: every trained network is
+kept in benchmarks/cache/trajectory. `python benchmarks/trajectory.py KIND` trains those of a kind.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import ttest_rel
+
+from bozzetto import trajectory as tj
+
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "driving" / "real.npz"
+CACHE = Path(__file__).parent / "cache" / "trajectory"
+TEST = (
+    "MONA-*/[67]",
+    *(f"USA_Lanker-2_{n}_T-1" for n in (10, 13, 16, 20, 25)),
+    "USA_Peach-2_1_T-1",
+    "USA_Peach-4_3_T-1",
+)
+SEEDS = range(5)
+KINDS: tuple[tj.Kind, ...] = ("joint", "graph", "alone")
+EPOCHS = 6  # over scenes and their mirror images
+
+
+def graphs(part: str) -> list[tj.Graph]:
+    """Of "train" (a scene every half second, and its mirror image) or "test" (every second)."""
+    file = CACHE / f"{part}.safetensors"
+    if not file.exists():
+        chosen = tj.split(tj.cut(tj.load(DATA), seconds=60), test=TEST)
+        every = 0.5 if part == "train" else 1.0
+        scenes = list(tj.scenes_of(getattr(chosen, part), every=every))
+        if part == "train":
+            scenes += map(tj.mirrored, scenes)
+        _keep(file, [tj.graph_of(scene) for scene in scenes])
+    return _kept(file)
+
+
+def _keep(file: Path, made: Sequence[tj.Graph]) -> None:
+    whole = tj.joined(made)
+    sizes = torch.tensor([(len(g.nodes), len(g.edges)) for g in made])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{time.time_ns()}")
+    save_file(
+        {f.name: getattr(whole, f.name) for f in fields(tj.Graph)} | {"sizes": sizes}, partial
+    )
+    partial.replace(file)
+
+
+def _kept(file: Path) -> list[tj.Graph]:
+    data = load_file(file)
+    nodes, edges = data.pop("sizes").T.tolist()
+    starts = torch.tensor([0, *nodes]).cumsum(0)[:-1]
+    by_edge = {"edges", "source", "target", "modes"}
+    parts = {k: v.split(edges if k in by_edge else nodes) for k, v in data.items()}
+    for name in ("source", "target"):
+        parts[name] = tuple(p - s for p, s in zip(parts[name], starts, strict=True))
+    return [tj.Graph(**{k: v[n] for k, v in parts.items()}) for n in range(len(nodes))]
+
+
+def trained(kind: tj.Kind, seed: int) -> tuple[tj.Predictor, float]:
+    """A network and the CPU-seconds of its training, from the cache where it is there."""
+    folder = CACHE / f"{kind}-{seed}"
+    if not (folder / "seconds").exists():
+        predictor = tj.fresh(tj.Shape(kind), seed=seed)
+        began = time.process_time()
+        tj.fit(predictor, graphs("train"), replace(tj.RECIPE, epochs=EPOCHS, seed=seed))
+        tj.save_predictor(folder, predictor)
+        (folder / "seconds").write_text(str(time.process_time() - began))
+    return tj.load_predictor(folder), float((folder / "seconds").read_text())
+
+
+def network(predictor: tj.Predictor) -> Callable[[tj.Graph], tj.Output]:
+    return lambda graph: predictor(*graph.inputs)
+
+
+def oracle(predictor: tj.Predictor) -> Callable[[tj.Graph], tj.Output]:
+    """The joint network with the true modes given."""
+
+    def predict(graph: tj.Graph) -> tj.Output:
+        own = predictor(*graph.inputs)
+        return predictor(*graph.inputs, tj.one_hot(graph.modes, own))
+
+    return predict
+
+
+def seeds() -> dict[str, list[tj.Scores]]:
+    """Scores of every contestant and seed on the held-out recordings."""
+    judge = [tj.joined(graphs("test")[i : i + 16]) for i in range(0, len(graphs("test")), 16)]
+    found = {name: [tj.score(b, judge, modes=False)] for name, b in tj.BASELINES.items()}
+    for kind in KINDS:
+        made = [trained(kind, seed)[0] for seed in SEEDS]
+        found[kind] = [tj.score(network(p), judge, modes=kind == "joint") for p in made]
+        if kind == "joint":
+            found["joint, true modes"] = [tj.score(oracle(p), judge, modes=False) for p in made]
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "low": min(values), "high": max(values)}
+
+
+def trajectory() -> dict[str, Any]:
+    found = seeds()
+    rows = []
+    for name, scores in found.items():
+        row: dict[str, Any] = {"predictor": name, "seeds": len(scores)}
+        row |= {f"fde_{s}s": spread([x.fde(s) for x in scores]) for s in tj.HORIZONS}
+        row |= {f"ade_{s}s": spread([x.ade(s) for x in scores]) for s in tj.HORIZONS}
+        row |= {f"fde_{part}": spread([x.fde(5, part) for x in scores]) for part in tj.SUBSETS}
+        row["missed"] = spread([float((x.errors[:, -1] > tj.MISS).float().mean()) for x in scores])
+        row["along"] = spread([float(x.along.abs().mean()) for x in scores])
+        row["across"] = spread([float(x.across.abs().mean()) for x in scores])
+        if scores[0].confusion is not None:
+            row["macro_f1"] = spread([x.macro_f1 for x in scores])
+            row["modes"] = scores[0].mode_rows()
+        rows.append(row)
+    pairs = [("joint", "graph"), ("graph", "alone"), ("joint", "joint, true modes")]
+    tests = [_paired(found, *pair) for pair in pairs]
+    cost = [
+        {
+            "kind": kind,
+            "params": sum(p.numel() for p in trained(kind, 0)[0].parameters()),
+            "cpu_seconds": spread([trained(kind, seed)[1] for seed in SEEDS]),
+        }
+        for kind in KINDS
+    ]
+    counts = {part: int(x.sum()) for part, x in found["joint"][0].subsets.items()}
+    return {"test": list(TEST), "agents": counts, "rows": rows, "paired": tests, "cost": cost}
+
+
+def _paired(found: dict[str, list[tj.Scores]], better: str, worse: str) -> dict[str, Any]:
+    """Paired t-test over seeds of the FDE at 5 s, and how the spreads lie."""
+    a, b = ([scores.fde() for scores in found[name]] for name in (better, worse))
+    test = ttest_rel(a, b)
+    return {
+        "better": better,
+        "worse": worse,
+        "difference": float(np.mean(a) - np.mean(b)),
+        "t": float(test.statistic),
+        "p": float(test.pvalue),
+        "outside_the_spread": max(a) < min(b),
+    }
+
+
+BENCHMARKS = {"trajectory": trajectory}
+
+if __name__ == "__main__":
+    for kind in KINDS:
+        if kind in sys.argv[1:]:
+            for seed in SEEDS:
+                trained(kind, seed)
