@@ -153,7 +153,7 @@ def exact(net: nn.Module, x: Tensor, widths: list[int], p: float) -> Tensor:
     acts = [m for m in net if not isinstance(m, nn.Linear | nn.Flatten)]  # type: ignore[union-attr]
     alive = torch.cartesian_prod(*[torch.tensor([1.0, 0.0]).double()] * sum(widths))
     masks = alive.split(widths, 1)
-    chance = torch.where(alive > 0, 1 - torch.tensor(p).double(), p).prod(1)
+    chance = (alive * (1 - p) + (1 - alive) * p).prod(1)
     rows = len(alive)
     with torch.no_grad():
         healthy = net(x)
