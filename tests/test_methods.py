@@ -1,11 +1,13 @@
 """The contracts of maps and methods, over every kind of layer and the whole registry."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import bozzetto as bz
 from bozzetto.maps import linear_map
 from bozzetto.methods import METHODS, make_method
 from bozzetto.testing import check_map, check_method
@@ -46,3 +48,26 @@ def test_an_input_without_a_batch_is_mapped_too() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_keeps_its_contract_on_every_layer(name: str, method: str) -> None:
     check_method(make_method(method), linear_map(LAYERS[name]()))
+
+
+@pytest.mark.parametrize("methods", [["lowrank", "tucker"], "signs", "hybrid", "sketched"])
+@pytest.mark.parametrize("inputs", ["drawn", "constant", "scaled"])
+def test_a_network_with_dead_channels_keeps_its_outputs(methods: Any, inputs: str) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(6, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 8, 3)
+    ).eval()
+    with torch.no_grad():
+        model[0].bias[::2] = -1e4  # never awake
+    x = torch.randn(20, 6, 9, 9)
+    if inputs == "constant":
+        x = torch.ones_like(x)
+    if inputs == "scaled":
+        size = 10.0 ** torch.arange(-3, 3).view(6, 1, 1)
+        x = x * size
+        with torch.no_grad():
+            model[0].weight.div_(size)
+    small, _ = bz.compress(model, 0.6, [x], methods=methods)
+    got, want = small(x), model(x)
+    off = (got - want).square().mean()
+    about = (want - want.mean((0, 2, 3), keepdim=True)).square().mean() + 1e-8
+    assert off < 0.5 * about
