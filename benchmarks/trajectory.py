@@ -41,7 +41,7 @@ def graphs(part: str) -> list[tj.Graph]:
         every = 0.5 if part == "train" else 1.0
         scenes = list(tj.scenes_of(getattr(chosen, part), every=every))
         if part == "train":
-            scenes += map(tj.mirrored, scenes)
+            scenes += [tj.mirrored(scene) for scene in scenes]
         _keep(file, [tj.graph_of(scene) for scene in scenes])
     return _kept(file)
 

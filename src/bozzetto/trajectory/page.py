@@ -98,15 +98,16 @@ def write_page(path: Path, views: Sequence[View], *, title: str) -> Path:
 
 
 def _drawn(view: View) -> dict[str, Any]:
-    """A scene as numbers for the page, centimetres around its middle."""
+    """A scene as numbers for the page: metres from its middle, to the centimetre."""
     scene = view.scene
     now = scene.past[:, -1]
     middle = (now.min(0) + now.max(0)) / 2
     reach = float(np.abs(now - middle).max()) + _MARGIN
-    lines = [line for line in view.lanes.lines if (np.abs(line - middle) < reach).all(1).any()]
+    boxes = [(line.min(0) - middle, line.max(0) - middle) for line in view.lanes.lines]
+    near = [bool((low < reach).all() and (high > -reach).all()) for low, high in boxes]
+    lines = [line for line, shown in zip(view.lanes.lines, near, strict=True) if shown]
     return {
         "title": f"{scene.recording}, frame {scene.frame}",
-        "reach": round(reach, 2),
         "lanes": [_points(line - middle) for line in lines],
         "agents": [_agent(view, i, middle) for i in range(scene.agents)],
         "modes": _arrows(view),
