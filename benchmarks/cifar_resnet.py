@@ -1,55 +1,41 @@
-"""The trained CIFAR-10 ResNets, compressed without tuning and without labels."""
+"""The trained CIFAR-10 ResNets, made smaller without labels."""
 
-import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import bozzetto as bz
 from cifar import batches, images, resnet
+from digit_cnn import ALL
+from pretrained import OURS, Case, study
 
-KEEPS = (0.5, 0.25)
 CALIBRATION = 1024  # training images, no labels
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of right answers on all test images."""
-    with torch.no_grad():
-        right = sum(int((model(a).argmax(1) == b).sum()) for a, b in batches(x, y, 500))
-    return right / len(y)
+def case(depth: int, seed: int = 0) -> Case:
+    """Accuracy on the 10,000 test images; `keep` counts the convolutions' values."""
+    (x, y), test = images("train"), batches(*images("test"), 500)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(x), generator=generator)
+
+    def tune(small: nn.Module, target: nn.Module) -> nn.Module:
+        lessons = batches(x[order[:12_800]], y[order[:12_800]], 128)
+        recipe = bz.Recipe(epochs=2, optimizer="sgd", lr=0.02, distillation=0.5)
+        bz.train(small, lessons, recipe, teacher=target)
+        return small.eval()
+
+    return Case(
+        f"cifar10-resnet{depth}", resnet(depth), ["conv1", "layer*"],
+        list(x[order[:CALIBRATION]].split(128)), lambda net: 100 * bz.evaluate(net, test),
+        "accuracy %", (0.5, 0.33, 0.25, 0.125), ALL, tune if depth == 20 else None,
+        [(m, k) for k in (0.25, 0.125, 0.5) for m in (OURS, "whitened SVD", "weight Tucker")],
+        {"test_images": 10_000, "calibration": CALIBRATION, "seed": seed,
+         "tuning": "2 epochs of 12,800 training images"},
+    )  # fmt: skip
 
 
-def study(depth: int, seed: int = 0) -> dict[str, Any]:
-    """Accuracy of the dense network and of what `compress` delivers."""
-    torch.set_num_threads(int(os.environ.get("THREADS", "2")))
-    model = resnet(depth)
-    (x, _), (tx, ty) = images("train"), images("test")
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
-    calibration = list(x[chosen].split(128))
-    rows: list[dict[str, Any]] = [
-        {"method": "dense", "keep": 1.0, "accuracy": accuracy(model, tx, ty)}
-    ]
-    for keep in KEEPS:
-        began = time.perf_counter()
-        small, plan = bz.compress(model, keep, calibration)
-        seconds = time.perf_counter() - began
-        rows.append(
-            {
-                "method": "compress",
-                "keep": keep,
-                "params": plan.kept("params"),
-                "flops": plan.kept("flops"),
-                "accuracy": accuracy(small, tx, ty),
-                "seconds": round(seconds, 1),
-            }
-        )
-    return {"rows": rows, "test_images": len(ty), "calibration": CALIBRATION, "seed": seed}
-
-
-BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
-    "cifar10-resnet20": lambda: study(20),
-    "cifar10-resnet32": lambda: study(32),
+BENCHMARKS: dict[str, Any] = {
+    "cifar10-resnet20": lambda: study(case(20)),
+    "cifar10-resnet32": lambda: study(case(32)),
 }

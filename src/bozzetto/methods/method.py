@@ -16,7 +16,7 @@ from bozzetto.ops import Conv, Lookup
 from bozzetto.stats import Stats
 
 INPUT_DAMPING = 1e-3  # of the mean eigenvalue: directions that calibration barely saw keep a price
-OUTPUT_DAMPING = 1e-2
+OUTPUT_DAMPING = 0.1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,205 @@
+"""Trained networks made smaller by this library and by others, on the same data at the same sizes.
+
+A cell is (network, method, keep, tuned or not); `keep` is the fraction of the values of the layers
+that may change. Cells are kept in benchmarks/cache, so that a run goes on where it was stopped.
+"""
+
+import copy
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import bozzetto as bz
+from bozzetto.compress import Survey, survey
+from bozzetto.prices import price_model
+from peers import PEERS, compressible, int8
+
+HERE = Path(__file__).parent
+CACHE = HERE / "cache"
+Row = dict[str, Any]
+OURS = "bozzetto"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained network with its data.
+
+    Attributes:
+        name: of the benchmark.
+        model: the target.
+        layers: patterns of the paths that may change.
+        calibration: unlabelled batches.
+        metric: a network -> a number, the higher the better.
+        unit: of the metric.
+        keeps: fractions of the layers' values.
+        peers: names in `PEERS`.
+        tune: a small network and the target -> the small one tuned, the same way for everyone.
+        tuned: (method, keep) that are tuned.
+        notes: facts for the file.
+    """
+
+    name: str
+    model: nn.Module
+    layers: Sequence[str]
+    calibration: Sequence[Any]
+    metric: Callable[[nn.Module], float]
+    unit: str
+    keeps: Sequence[float]
+    peers: Sequence[str]
+    tune: Callable[[nn.Module, nn.Module], nn.Module] | None = None
+    tuned: Sequence[tuple[str, float]] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Cells:
+    """Finished cells of a benchmark, in a file."""
+
+    def __init__(self, name: str) -> None:
+        CACHE.mkdir(exist_ok=True)
+        self._file = CACHE / f"pretrained-{name}.json"
+        found = json.loads(self._file.read_text()) if self._file.exists() else []
+        self.rows: list[Row] = found
+
+    def once(self, key: Row, make: Callable[[], Row]) -> None:
+        """Make a cell unless it is there."""
+        if any(key.items() <= row.items() for row in self.rows):
+            return
+        self.rows.append(key | make())
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.rows, indent=1))
+        partial.replace(self._file)
+        print(self.rows[-1], flush=True)
+
+
+def values(model: nn.Module) -> int:
+    """Trained values."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def study(case: Case) -> Row:
+    """All cells of a network."""
+    torch.set_num_threads(int(os.environ.get("THREADS", "2")))
+    cells, total = Cells(case.name), values(case.model)
+    free = sum(s.map.weight.numel() for s in compressible(case.model, case.layers).values())
+    whole = price_model(case.model, case.calibration[0])
+
+    def measure(small: nn.Module, seconds: float) -> Row:
+        price = price_model(small, case.calibration[0])
+        return {
+            "values_kept": round((price.params - total + free) / free, 4),
+            "params_kept": round(price.params / total, 4),
+            "flops_kept": round(price.flops / whole.flops, 4),
+            "bytes": price.bytes,
+            case.unit: round(case.metric(small), 4),
+            "seconds": round(seconds, 1),
+        }
+
+    cells.once({"method": "dense", "keep": 1.0, "tuned": False}, lambda: measure(case.model, 0.0))
+    networks: dict[tuple[str, float], nn.Module] = {}
+
+    @cache
+    def surveyed() -> Survey:
+        return survey(case.model, case.calibration, layers=case.layers)
+
+    def delivered(method: str, keep: float) -> tuple[nn.Module, float]:
+        began = time.perf_counter()
+        if method == OURS:
+            keep_all = (total - free + keep * free) / total
+            small, _ = surveyed().compress(bz.Budget(params=keep_all))
+        elif method == f"{OURS} by multiply-adds":
+            small, _ = surveyed().compress(bz.Budget(flops=keep))
+        else:
+            small = PEERS[method](case.model, case.layers, keep, case.calibration)
+        networks[method, keep] = small
+        return small, time.perf_counter() - began
+
+    for method in [OURS, *case.peers, f"{OURS} by multiply-adds"]:
+        for keep in case.keeps:
+            key = {"method": method, "keep": keep, "tuned": False}
+            cells.once(key, lambda m=method, k=keep: measure(*delivered(m, k)))
+    _rounded(case, cells, networks, delivered, measure)
+    if case.tune is not None:
+        for method, keep in case.tuned:
+            cells.once(
+                {"method": method, "keep": keep, "tuned": True},
+                lambda m=method, k=keep: _tuned(case, delivered(m, k)[0], measure),
+            )
+    rows = sorted(cells.rows, key=lambda row: (row["tuned"], -row["keep"], row["method"]))
+    _plot(case, rows)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return (
+        {"rows": rows, "unit": case.unit, "layers_values": free, "values": total}
+        | case.notes
+        | {"peak GiB of the last run": round(peak, 2)}
+    )
+
+
+def _rounded(
+    case: Case, cells: Cells, networks: Any, delivered: Any, measure: Callable[..., Row]
+) -> None:
+    """8-bit weights alone and on top of ours: bytes count a value as one byte there."""
+    layers = list(case.layers)
+
+    def bytes_of(model: nn.Module) -> int:
+        rounded = {
+            id(s.map.weight)
+            for p, s in compressible(model, ["*"]).items()
+            if any(p == q or p.startswith(f"{q}.") for q in compressible(case.model, layers))
+        }
+        return sum(
+            p.numel() * (1 if id(p) in rounded else p.element_size()) for p in model.parameters()
+        )
+
+    def row(model: nn.Module) -> Row:
+        names = list(compressible(case.model, layers))
+        return measure(int8(model, names), 0.0) | {"bytes": bytes_of(model)}
+
+    cells.once({"method": "int8", "keep": 1.0, "tuned": False}, lambda: row(case.model))
+    for keep in case.keeps:
+        cells.once(
+            {"method": f"{OURS} + int8", "keep": keep, "tuned": False},
+            lambda k=keep: row(networks.get((OURS, k)) or delivered(OURS, k)[0]),
+        )
+
+
+def _tuned(case: Case, small: nn.Module, measure: Callable[..., Row]) -> Row:
+    began = time.perf_counter()
+    assert case.tune is not None
+    return measure(case.tune(copy.deepcopy(small), case.model), time.perf_counter() - began)
+
+
+def _plot(case: Case, rows: Sequence[Row]) -> None:
+    """Quality against the fraction of values, a line a method."""
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for tuned in (False, True):
+            points = sorted(
+                (row["values_kept"], row[case.unit])
+                for row in rows
+                if row["method"] == method and row["tuned"] is tuned
+            )
+            if points and "int8" not in method and "multiply" not in method:
+                label = f"{method}, tuned" if tuned else method
+                ax.plot(*zip(*points, strict=True), "s--" if tuned else "o-", label=label)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("fraction of the layers' values")
+    ax.set_ylabel(case.unit)
+    ax.set_title(case.name)
+    ax.legend(fontsize=8)
+    (HERE / "results").mkdir(exist_ok=True)
+    figure.savefig(HERE / "results" / f"{case.name}.png", dpi=110)
+    plt.close(figure)
+
+
+__all__ = ["OURS", "Case", "study"]
