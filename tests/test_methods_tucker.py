@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import bozzetto as bz
 from bozzetto.linalg import random_normal
 from bozzetto.maps import linear_map
-from bozzetto.methods import Objective, Tucker
+from bozzetto.methods import Objective, Tucker, make_method
 from bozzetto.methods.regression import improve_inputs, leading_inputs, regress, regression_errors
 from bozzetto.tensors import hooi
 from bozzetto.testing.methods import calibration
@@ -140,3 +140,9 @@ def test_the_forms_hold_the_best_pair_of_ranks_within_every_budget() -> None:
 def test_a_choice_of_inputs_is_kept_in_the_options() -> None:
     assert Tucker(inputs=7).options() == {"inputs": 7}
     assert Tucker().options() == {}
+
+
+@pytest.mark.parametrize("options", [{"inputs": 0}, {"inputs": -3}, {"rounds": -1}])
+def test_options_without_sense_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="needs inputs >= 1 and rounds >= 0; got"):
+        make_method("tucker", dict(options))

@@ -45,13 +45,9 @@ class Hybrid(Method):
 
     recovers: ClassVar[bool] = False
 
-    def _signs(self, m: LinearMap, size: int) -> int:
-        """Sign vectors a side beside r exact factors."""
-        return largest_signs(m, size)
-
     def values(self, m: LinearMap, size: int) -> int:
         """r(m + d) + k² a group; the dense number where no signs are left."""
-        k = self._signs(m, size)
+        k = largest_signs(m, size)
         return m.weight.numel() if k < 1 else (size * sum(m.block) + k * k) * m.op.groups
 
     def sizes(self, m: LinearMap) -> list[int]:
@@ -63,7 +59,7 @@ class Hybrid(Method):
         """Sum(what `LowRank` builds, what `SignsMethod` builds)."""
         bare = replace(m, bias=None)
         exact = cast(nn.Sequential, LowRank().build(bare, size, seed))
-        signs = cast(nn.Sequential, SignsMethod().build(bare, self._signs(m, size), seed))
+        signs = cast(nn.Sequential, SignsMethod().build(bare, largest_signs(m, size), seed))
         with torch.no_grad():
             for part in (exact[1], signs[1]):
                 cast(Tensor, part.weight).mul_(0.5**0.5)
@@ -86,7 +82,7 @@ class Hybrid(Method):
         """Exact factors, signs for the rest, then both again for what the other leaves."""
         w = objective.w
         a, b = truncate(objective, w, size)
-        sides = choose_sides(objective, w - b @ a, self._signs(objective.map, size))
+        sides = choose_sides(objective, w - b @ a, largest_signs(objective.map, size))
         for _ in range(_ROUNDS):
             a, b = truncate(objective, w - torch.stack([side.weight() for side in sides]), size)
             sides = [side.at(rest) for side, rest in zip(sides, w - b @ a, strict=True)]

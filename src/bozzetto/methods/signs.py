@@ -96,7 +96,13 @@ class SignsMethod(Method):
 
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         """Tᵀ M S."""
-        return signs_weight(layer, m)
+        first, core, last = cast(nn.Sequential, layer)
+        inner = cast(Signs, first).layer
+        s = map_order(inner, cast(Tensor, inner.weight)).double().cpu()
+        mid = cast(Tensor, core.weight).detach().double().cpu()
+        t = cast(Tensor, cast(Signs, last).layer.weight).double().cpu()
+        g, (rows, d) = m.op.groups, m.block
+        return t.reshape(g, rows, -1) @ mid.reshape(g, mid.shape[1], -1) @ s.reshape(g, -1, d)
 
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """What the spans of the first vectors leave, from one search for the largest size."""
@@ -104,7 +110,7 @@ class SignsMethod(Method):
             return []
         sides = choose_sides(objective, objective.w, max(sizes))
         explained = torch.stack([side.explained() for side in sides]).sum(0)
-        return [objective.energy - float(explained[size - 1]) for size in sizes]
+        return [max(0.0, objective.energy - float(explained[size - 1])) for size in sizes]
 
 
 def largest_signs(m: LinearMap, exact: int = 0) -> int:
@@ -155,14 +161,3 @@ def write_signs_(layer: nn.Module, sides: Sequence[Sides]) -> None:
     last.set_(torch.cat([side.outputs.signs.mT for side in sides]))
     cores = torch.cat([side.core() for side in sides])
     write_weight_(core, cores / (first.scale * last.scale))
-
-
-def signs_weight(layer: nn.Module, m: LinearMap) -> Tensor:
-    """The dense weight that such a layer applies, (g, m, d), float64 on the CPU."""
-    first, core, last = cast(nn.Sequential, layer)
-    inner = cast(Signs, first).layer
-    s = map_order(inner, cast(Tensor, inner.weight)).double().cpu()
-    mid = cast(Tensor, core.weight).detach().double().cpu()
-    t = cast(Tensor, cast(Signs, last).layer.weight).double().cpu()
-    g, (rows, d) = m.op.groups, m.block
-    return t.reshape(g, rows, -1) @ mid.reshape(g, mid.shape[1], -1) @ s.reshape(g, -1, d)

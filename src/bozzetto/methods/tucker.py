@@ -43,10 +43,19 @@ class Tucker(Method):
         inputs: the rank r_in of the inputs. None tries many in `forms`; elsewhere it means the same
             share of the inputs as of the outputs.
         rounds: of the alternation.
+
+    Raises:
+        ValueError: for less than one input or a negative number of rounds.
     """
 
     inputs: int | None = None
     rounds: int = 8
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or (self.inputs is not None and self.inputs < 1):
+            raise ValueError(
+                f"tucker needs inputs >= 1 and rounds >= 0; got {self.inputs} and {self.rounds}"
+            )
 
     def ranks(self, m: LinearMap, size: int) -> tuple[int, int]:
         """(r_in, r_out) of a size."""
