@@ -5,7 +5,7 @@ longer while its best is at an end, each rate run at full length on tuning seeds
 run on fresh seeds, the same initial weights and batches for all. Rates are chosen by epochs to the
 target loss at a constant rate and by the final training loss under a cosine schedule.
 
-    python benchmarks/optim.py optim-mlp          # prints the table, keeps every run in the cache
+    python benchmarks/optim.py optim-mlp          # row by row; every run is kept in the cache
 """
 
 import json
@@ -131,11 +131,15 @@ DEEP = (
     *("schedule-free SGD", "Adam", "AdamW", "Lookahead(Adam)", "Interpolatron(Adam)"),
     "schedule-free AdamW",
 )
+DEEPEST = (
+    *("momentum", "Lookahead(momentum)", "Interpolatron(momentum)", "Nesterov"),
+    *("schedule-free SGD", "Adam", "AdamW", "Interpolatron(Adam)", "schedule-free AdamW"),
+)
 PROBLEMS = {
     "optim-mlp": Problem(mlp, 64, 20, 0.02, 3, 5, 5, STOCHASTIC),
     "optim-fullbatch": Problem(mlp, 1437, 200, 0.02, 2, 3, 5, FULL_BATCH),
     "optim-resnet20": Problem(partial(resnet, 20, 8), 128, 12, 0.02, 1, 3, 3, DEEP),
-    "optim-resnet98": Problem(partial(resnet, 98, 8), 128, 8, 0.02, 1, 3, 3, DEEP),
+    "optim-resnet98": Problem(partial(resnet, 98, 8), 128, 8, 0.02, 1, 3, 3, DEEPEST),
 }
 
 
@@ -299,24 +303,42 @@ def summary(runs: list[dict], base: list[dict]) -> dict:
     }
 
 
-def study(name: str) -> dict:
-    """All rows of one problem."""
+def table(name: str, rows: list[dict]) -> dict:
+    """The result of one problem, of the rows that are done."""
     problem = PROBLEMS[name]
+    skipped = sum(other.startswith("schedule-free") for other in problem.names)
     return {
         "name": name,
         "batch": problem.batch,
         "epochs": problem.epochs,
         "target_loss": problem.target,
+        "tuning_seeds": problem.tuning,
         "parameters": sum(p.numel() for p in problem.network().parameters()),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "rows": list(Runs(name).rows()),
+        "rows_planned": 2 * len(problem.names) - skipped,
+        "rows": rows,
     }
+
+
+def study(name: str) -> dict:
+    """All rows of one problem."""
+    return table(name, list(Runs(name).rows()))
 
 
 BENCHMARKS: dict[str, Callable[[], dict]] = {name: partial(study, name) for name in PROBLEMS}
 
 
+def main(names: list[str]) -> None:
+    """Rows of the named problems, written as they come, so that it may be stopped at any time."""
+    import run as runner
+
+    for name in names:
+        rows: list[dict] = []
+        for row in Runs(name).rows():
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            head = {"command": f"python benchmarks/optim.py {name}", "machine": runner.machine()}
+            runner.write(name, head | table(name, rows))
+
+
 if __name__ == "__main__":
-    for row in BENCHMARKS[sys.argv[1]]()["rows"]:
-        print(json.dumps(row))
+    main(sys.argv[1:])
