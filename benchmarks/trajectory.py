@@ -3,7 +3,7 @@
 Held out are the last quarter of the three MONA places (their recordings are cut into minutes) and
 every third NGSIM recording of streets; US-101 only teaches, as its recordings overlap. The networks
 learn from all others, five seeds each. A run that was interrupted goes on: every trained network is
-kept in benchmarks/cache/trajectory. `python benchmarks/trajectory.py KIND` trains those of a kind.
+kept in benchmarks/cache/trajectory. `python benchmarks/trajectory.py KIND SEED …` trains some.
 """
 
 import sys
@@ -157,6 +157,6 @@ BENCHMARKS = {"trajectory": trajectory}
 
 if __name__ == "__main__":
     for kind in KINDS:
-        if kind in sys.argv[1:]:
-            for seed in SEEDS:
+        for seed in [int(a) for a in sys.argv[1:] if a.isdigit()] or SEEDS:
+            if kind in sys.argv:
                 trained(kind, seed)

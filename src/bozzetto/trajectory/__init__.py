@@ -6,6 +6,7 @@ Prediction for Autonomous Driving using Graph Neural Networks" (arXiv 1912.07882
 """
 
 from bozzetto.trajectory.baselines import BASELINES, constant_turn, constant_velocity
+from bozzetto.trajectory.export import export_onnx
 from bozzetto.trajectory.files import check_folder, load_predictor, save_predictor
 from bozzetto.trajectory.forcing import Forced, force, one_hot, study
 from bozzetto.trajectory.graphs import Graph, batched, counted, graph_of, joined
@@ -55,6 +56,7 @@ __all__ = [
     "constant_velocity",
     "counted",
     "cut",
+    "export_onnx",
     "fit",
     "force",
     "fresh",
