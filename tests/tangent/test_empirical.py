@@ -152,6 +152,17 @@ def test_all_routes_agree_with_gradients_one_by_one(name: str, route):
         torch.testing.assert_close(mean, each.diagonal(dim1=2, dim2=3).mean(-1))
 
 
+def test_many_inputs_are_taken_output_by_output_and_report_progress():
+    model, x, x2 = network("convnet")
+    done: list[float] = []
+    found = empirical_ntk(model, x, block=1, progress=done.append)
+    torch.testing.assert_close(found, empirical_ntk(model, x, block=64))
+    assert done == sorted(done)
+    assert abs(done[-1] - 1) < 1e-12
+    cross = empirical_ntk(model, x, x2, block=1)
+    torch.testing.assert_close(cross, empirical_ntk(model, x, x2, route="jacobian"))
+
+
 @pytest.mark.parametrize("route", ["jacobian", "products"])
 def test_batch_norm_in_training_mode_sees_the_whole_batch(route):
     model, x, x2 = network("convnet")

@@ -216,6 +216,17 @@ def test_exponential_growth_has_an_nngp_but_no_tangent_kernel():
             Program(readout(apply(phi, dense(Input(4, 1))))).ntk(x)
 
 
+def test_exponential_growth_is_noticed_in_any_function_and_argument():
+    h = dense(Input(4, 3))
+    plain = Program(readout(apply(torch.exp, h, name="plain").mean()))
+    second = Program(readout(apply(lambda a, b: a.tanh() * b.exp(), h, h, name="second").mean()))
+    for program, name in ((plain, "plain"), (second, "second")):
+        with pytest.raises(ValueError, match=f"{name} grows exponentially"):
+            program.ntk(draw(2, 3, 4), samples=64)
+    fine = Program(readout(apply(lambda a, b: a * b.sigmoid(), h, h).mean()))
+    assert fine.violations() == []
+
+
 def test_widths_that_do_not_fit_are_refused():
     x = Input(4, 1)
     with pytest.raises(ValueError, match="one width"):

@@ -26,6 +26,7 @@ from bozzetto.tangent.program import (
     ordered,
     parents,
 )
+from bozzetto.tangent.quadrature import growth
 from bozzetto.tangent.sampled import sampled_nngp, sampled_ntk
 
 
@@ -228,10 +229,25 @@ def _growth(order: list[Vector]) -> list[Violation]:
     return [
         Violation(f"{v.name} grows exponentially: the theorem needs polynomial growth", False)
         for v in order
-        if isinstance(v, Nonlinear)
-        and isinstance(v.function, Activation | JointActivation)
-        and v.function.growth != "polynomial"
+        if isinstance(v, Nonlinear) and _grows(v) != "polynomial"
     ]
+
+
+def _grows(v: Nonlinear) -> str:
+    """How φ grows in each of its arguments, and in all at once."""
+    if isinstance(v.function, Activation | JointActivation):
+        return v.function.growth
+    count = len(v.arguments)
+    directions = torch.cat([torch.eye(count), torch.ones(1, count)]).tolist()
+
+    def along(x: Tensor) -> Tensor:
+        ways = [
+            [x[:, None].expand(-1, a.positions) * d for d, a in zip(way, v.arguments, strict=True)]
+            for way in directions
+        ]
+        return torch.stack([v.function(*way).abs().flatten(1).amax(1) for way in ways]).amax(0)
+
+    return growth(along)
 
 
 def _name(v: Vector) -> str:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.tangent.empirical.network import (
+    ALL,
     Linearised,
     Network,
     Parameters,
     jacobian,
     network,
 )
-from bozzetto.tangent.empirical.structured import Factors, factors
+from bozzetto.tangent.empirical.structured import Factors, factors, stacked
 from bozzetto.tangent.pairs import blocks
 
 Outputs: TypeAlias = Literal["each", "mean"]
@@ -43,6 +44,10 @@ def empirical_ntk(
     one Jacobian-vector product an output of x2, in the memory of a few gradients. Novak et al.,
     *Fast Finite Width Neural Tangent Kernel* (arXiv 2206.08720) compares them.
 
+    Memory holds the gradients of two blocks of inputs, all outputs: 2 × block × O × parameters
+    numbers at most. For the mean of more inputs than a block, the structured route takes one output
+    after the other and blocks O times as large, so that blocks are formed anew less often.
+
     Raises:
         ValueError: for batch norm in training mode by the structured route, which takes inputs
             apart.
@@ -57,8 +62,33 @@ def empirical_ntk(
         return _by_products(net, x, x if x2 is None else x2, outputs)
     if net.coupled:
         return _pair_of_jacobians(net, x, x2, outputs)
-    pair = _structured_pairs if route == "structured" else _jacobian_pairs
-    return _blocked(pair(net, outputs), x, x2, block, progress)
+    if route == "jacobian":
+        return _blocked(_jacobian_pairs(net, outputs), x, x2, block, progress)
+    if outputs == "mean" and len(x) > block:
+        return _output_by_output(net, x, x2, block, progress)
+    return _blocked(_structured_pairs(net, outputs, block), x, x2, block, progress)
+
+
+def _output_by_output(
+    net: Network,
+    x: Tensor,
+    x2: Tensor | None,
+    block: int,
+    progress: Callable[[float], None] | None,
+) -> Tensor:
+    """The mean over outputs of one output's kernel, in blocks O times as large."""
+    with torch.no_grad():
+        count = net(net.parameters, x[:1]).shape[1]
+    total = x.new_zeros(())
+    for o in range(count):
+
+        def report(done: float, o: int = o) -> None:
+            if progress is not None:
+                progress((o + done) / count)
+
+        pairs = _structured_pairs(net, "mean", block, slice(o, o + 1))
+        total = total + _blocked(pairs, x, x2, block * count, report)
+    return total / count
 
 
 class _Pairs:
@@ -68,11 +98,14 @@ class _Pairs:
         self.prepare, self.pair = prepare, pair
 
 
-def _structured_pairs(net: Network, outputs: Outputs) -> _Pairs:
+def _structured_pairs(net: Network, outputs: Outputs, block: int, only: slice = ALL) -> _Pairs:
+    def prepare(x: Tensor) -> Factors:
+        return stacked([factors(net, part, outputs, only) for part in x.split(block)])
+
     def pair(a: Factors, b: Factors) -> Tensor:
         return a.kernel(b, outputs)
 
-    return _Pairs(lambda x: factors(net, x, outputs), pair)
+    return _Pairs(prepare, pair)
 
 
 def _jacobian_pairs(net: Network, outputs: Outputs) -> _Pairs:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Parameters = dict[str, Tensor]
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,14 @@ def network(model: nn.Module) -> Network:
     return Network(model, {k: v for k, v in state.items() if k in wanted}, rest)
 
 
-def jacobian(net: Network, x: Tensor, names: set[str] | None = None) -> Parameters:
+def jacobian(
+    net: Network, x: Tensor, names: set[str] | None = None, only: slice = ALL
+) -> Parameters:
     """∂f/∂parameter for every input and output: {name: (N, O, size)}.
 
     One backward pass an output, each input apart, or for coupled inputs one backward pass of the
-    whole batch for each of its outputs. `names` keeps to some parameters.
+    whole batch for each of its outputs. `names` keeps to some parameters, `only` to some
+    outputs.
     """
     chosen = {k: v for k, v in net.parameters.items() if names is None or k in names}
     if not chosen:
@@ -75,10 +79,10 @@ def jacobian(net: Network, x: Tensor, names: set[str] | None = None) -> Paramete
     others = {k: v for k, v in net.parameters.items() if k not in chosen}
 
     def one(parameters: Parameters, sample: Tensor) -> Tensor:
-        return net({**others, **parameters}, sample[None])[0]
+        return net({**others, **parameters}, sample[None])[0, only]
 
     def whole(parameters: Parameters) -> Tensor:
-        return net({**others, **parameters}, x)
+        return net({**others, **parameters}, x)[:, only]
 
     if net.looped:
         found = _one_by_one(whole, chosen)

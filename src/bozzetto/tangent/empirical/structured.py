@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bozzetto.tangent.empirical.network import Network, jacobian
+from bozzetto.tangent.empirical.network import ALL, Network, jacobian
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -126,6 +126,19 @@ class Factors:
         return total if outputs == "each" else total / self.outputs
 
 
+def stacked(blocks: list[Factors]) -> Factors:
+    """The factors of several blocks of inputs as one; takes the blocks' parts away from them."""
+    names = list(blocks[0].parts)
+    parts = {k: _stacked([b.parts.pop(k) for b in blocks]) for k in names}
+    return Factors(parts, blocks[0].outputs)
+
+
+def _stacked(parts: list[Part]) -> Part:
+    kind: Any = type(parts[0])
+    held = [[getattr(p, f.name) for p in parts] for f in fields(kind)]
+    return kind(*(torch.cat(v) if isinstance(v[0], Tensor) else v[0] for v in held))
+
+
 def _meet(a: Part, b: Part, outputs: Literal["each", "mean"]) -> Tensor:
     """Inner products of two parts; inputs of other lengths may have settled in another way."""
     if type(a) is not type(b):
@@ -223,8 +236,12 @@ def _record(net: Network, x: Tensor) -> tuple[list[_Call], Tensor]:
     return calls, out
 
 
-def factors(net: Network, x: Tensor, outputs: Literal["each", "mean"]) -> Factors:
+def factors(
+    net: Network, x: Tensor, outputs: Literal["each", "mean"], only: slice = ALL
+) -> Factors:
     """The parts of every parameter for a block of inputs: one forward pass, O backward passes.
+
+    `only` keeps to some outputs, as if the network had no others.
 
     Weights' gradients are formed here, once a block, where that order is the cheaper.
 
@@ -232,6 +249,7 @@ def factors(net: Network, x: Tensor, outputs: Literal["each", "mean"]) -> Factor
         ValueError: if a parameter known by its layer is also used in another way.
     """
     calls, out = _record(net, x)
+    out = out[:, only]
     ys = [c.y for c in calls]
     rows = [
         torch.autograd.grad(out[:, o].sum(), ys, retain_graph=True, materialize_grads=True)
@@ -247,7 +265,7 @@ def factors(net: Network, x: Tensor, outputs: Literal["each", "mean"]) -> Factor
                 found[name].append(part)
     parts = {k: _joined(p, outputs) for k, p in found.items() if len({type(q) for q in p}) == 1}
     _verify(net, out, parts)
-    others = jacobian(net, x, set(net.parameters) - set(parts))
+    others = jacobian(net, x, set(net.parameters) - set(parts), only)
     return Factors(parts | {k: Flat(v) for k, v in others.items()}, out.shape[1])
 
 
