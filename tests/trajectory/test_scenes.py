@@ -53,7 +53,7 @@ def test_of_many_agents_those_in_the_middle_stay():
     tracks = [straight(str(n), (10.0 * n, 0), (1, 0)) for n in range(9)]
     scene = scene_at(recorded(*tracks), NOW, most=3)
     assert scene is not None
-    assert scene.ids == ("3", "4", "5")
+    assert (scene.ids, scene.left_out) == (("3", "4", "5"), 6)
 
 
 def test_scenes_are_as_far_apart_as_asked():

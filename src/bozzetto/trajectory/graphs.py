@@ -102,8 +102,9 @@ def counted(recording: Recording, *, every: float = 1.0) -> dict[str, object]:
     found = np.concatenate([np.zeros(0, int), *labels])
     modes = {mode: int((found == m).sum()) for m, mode in enumerate(MODES)}
     agents = sum(scene.agents for scene in scenes)
+    left_out = sum(scene.left_out for scene in scenes)
     row: dict[str, object] = {"recording": recording.name, "scenes": len(scenes), "agents": agents}
-    return row | modes | {"unknown": int((found == UNKNOWN).sum())}
+    return row | {"left_out": left_out} | modes | {"unknown": int((found == UNKNOWN).sum())}
 
 
 def past_of(nodes: Tensor) -> Tensor:

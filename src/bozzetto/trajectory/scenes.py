@@ -34,6 +34,7 @@ class Scene:
         future, known: positions at FUTURE steps, (a, FUTURE, 2), and whether each is known.
         heading: now, (a,).
         lane, mapped: the centre line ahead, (a, AHEAD, 2), and whether each point is on the map.
+        left_out: agents that were there too, beyond the most that a scene may have.
     """
 
     recording: str
@@ -49,6 +50,7 @@ class Scene:
     heading: Floats
     lane: Floats
     mapped: Floats
+    left_out: int = 0
 
     @property
     def agents(self) -> int:
@@ -64,8 +66,11 @@ def scenes_of(
     Args:
         recordings: any.
         every: seconds between scenes.
-        most: agents in a scene; of more, those nearest to the middle of all stay.
+        most: agents in a scene; of more, those nearest to the middle of all stay, and the scene
+            says how many were left out.
     """
+    if most < 1:
+        raise ValueError(f"scenes need at least one agent; got most={most}")
     if every * HZ < 1:
         raise ValueError(f"scenes need to be at least {1 / HZ} s apart; got {every}")
     for recording in recordings:
@@ -91,7 +96,8 @@ def scene_at(
     if not tracks:
         return None
     now = np.array([t.state[frame - t.start, :2] for t in tracks])
-    if len(tracks) > most:
+    left_out = max(0, len(tracks) - most)
+    if left_out:
         near = np.hypot(*(now - np.median(now, 0)).T).argsort(kind="stable")[:most]
         tracks = [tracks[i] for i in sorted(near)]
     back = frame + _STRIDE * np.arange(1 - PAST, 1)
@@ -114,6 +120,7 @@ def scene_at(
         heading=heading,
         lane=np.array([points for points, _ in ahead]).reshape(-1, AHEAD, 2),
         mapped=np.array([flags for _, flags in ahead]).reshape(-1, AHEAD),
+        left_out=left_out,
     )
 
 
