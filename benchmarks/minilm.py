@@ -105,4 +105,10 @@ def case(seed: int = 0) -> Case:
     )  # fmt: skip
 
 
+def held_out(count: int) -> list[Any]:
+    """Batches of test sentences."""
+    first, _, _ = pairs("test")
+    return Tokens().batches(first[:count])[1]
+
+
 BENCHMARKS: dict[str, Any] = {"minilm-stsb": lambda: study(case())}

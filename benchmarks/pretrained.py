@@ -136,6 +136,10 @@ def study(case: Case) -> Row:
             )
     rows = sorted(cells.rows, key=lambda row: (row["tuned"], -row["keep"], row["method"]))
     _plot(case, rows)
+    table: dict[str, Row] = {}
+    for row in rows:
+        place = f"{round(100 * row['keep'])}{'_tuned' if row['tuned'] else ''}"
+        table.setdefault(row["method"].replace(" ", "_"), {})[place] = row[case.unit]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return (
         {"rows": rows, "unit": case.unit, "layers_values": free, "values": total}

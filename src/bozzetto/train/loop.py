@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bozzetto.batches import Batch, batch_size, call, device_of, in_mode, split_batch, to
 from bozzetto.train.checkpoint import read_checkpoint, write_checkpoint
+from bozzetto.train.features import Found, captured, check_features, feature_loss
 from bozzetto.train.history import Diverged, History, Progress
 from bozzetto.train.metrics import Metric, evaluate
 from bozzetto.train.objective import objective
@@ -74,6 +75,7 @@ def train(
     _check_reusable("loader", loader, recipe.epochs)
     _check_reusable("val", val, recipe.epochs)
     _check_teacher(model, teacher)
+    check_features(model, teacher, recipe.features)
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError(f"checkpoint_every needs a checkpoint and >= 1; got {checkpoint_every}")
     steps = _steps_of(loader, recipe.accumulate)
@@ -253,13 +255,15 @@ class _Loop:
         return mean
 
     def _loss(self, batch: Batch) -> Tensor:
-        moved, taught = to(batch, self.random.device), None
-        with self._precision():
+        moved, taught, recipe = to(batch, self.random.device), None, self.run.recipe
+        theirs: Found = {}
+        with self._precision(), captured(self.run.model, recipe.features) as own:
             output = call(self.run.network, moved)
             if self.teacher is not None:
-                with torch.no_grad():
+                with torch.no_grad(), captured(self.teacher, recipe.features) as theirs:
                     taught = call(self.teacher, to(batch, device_of(self.teacher)))
-        return objective(self.run.recipe, output, split_batch(moved)[2], taught)
+        loss = objective(recipe, output, split_batch(moved)[2], taught)
+        return loss + recipe.feature_weight * feature_loss(own, theirs) if theirs else loss
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.run.recipe.precision == "bfloat16":

@@ -1,6 +1,6 @@
 """Recipe: how to train, as frozen data that can be read, edited and saved."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import inf
 from numbers import Real
@@ -24,6 +24,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "distillation": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "temperature": (lambda value: 0 < value < inf, "> 0"),
+    "feature_weight": (lambda value: 0 < value < inf, "> 0"),
     "clip": (lambda value: 0 < value < inf, "> 0"),
     "ema": (lambda value: 0 < value < 1, "in (0, 1)"),
 }
@@ -59,6 +60,9 @@ class Recipe:
             (Hinton, Vinyals and Dean 2015), for cross entropy and integer targets; for "cosine"
             the cosine loss; else the mean squared error between the outputs.
         temperature: T.
+        features: paths of modules in student and teacher; `feature_weight` times the mean of
+            their outputs' relative squared differences is added to the loss.
+        feature_weight: of that term.
         clip: largest norm of the gradient; None does not clip.
         ema: decay d of an exponential moving average of the weights, which is what is evaluated
             and delivered; at update t the decay is min(d, (1 + t) / (10 + t)), so that short runs
@@ -80,6 +84,8 @@ class Recipe:
     label_smoothing: float = 0.0
     distillation: float = 0.5
     temperature: float = 2.0
+    features: Sequence[str] = ()
+    feature_weight: float = 1.0
     clip: float | None = None
     ema: float | None = None
     accumulate: int = 1
@@ -96,6 +102,9 @@ class Recipe:
         _check_name("loss", self.loss, ["auto", *LOSSES], or_callable=True)
         _check_name("schedule", self.schedule, SCHEDULES, or_callable=False)
         _check_name("precision", self.precision, _PRECISIONS, or_callable=False)
+        if isinstance(self.features, str) or not all(isinstance(f, str) for f in self.features):
+            raise TypeError(f"features needs a sequence of paths; got {self.features!r}")
+        object.__setattr__(self, "features", tuple(self.features))  # as a file gives a list
         if self.settings and callable(self.optimizer):
             raise ValueError("settings are of a named optimizer; a callable sets its own")
         if self.label_smoothing and self.loss not in ("auto", "cross_entropy"):
@@ -111,7 +120,7 @@ class Recipe:
             if callable(value := getattr(self, name)):
                 raise TypeError(f"a recipe with a callable cannot be saved: {name} is {value!r}")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"settings": dict(self.settings)}
+        return values | {"settings": dict(self.settings), "features": list(self.features)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
