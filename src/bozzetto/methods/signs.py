@@ -17,12 +17,12 @@ from bozzetto.methods.method import (
     fresh_,
     fresh_bias_,
     fresh_variance,
-    spread_sizes,
 )
 from bozzetto.nn.parts import map_order, write_weight_
 from bozzetto.nn.signs import Signs
 from bozzetto.ops import Conv, Lookup
 
+_SIZES = 20
 _WORK = 1 << 32  # vectors × inputs × outputs: a search of about a minute
 
 
@@ -74,8 +74,11 @@ class SignsMethod(Method):
         return size * size * m.op.groups if fits else m.weight.numel()
 
     def sizes(self, m: LinearMap) -> list[int]:
-        """Some; one search knows the error at each."""
-        return spread_sizes(self.most(m), 12)
+        """Evenly spread; one search knows the error at each."""
+        most = self.most(m)
+        return sorted(
+            {max(1, round(most * i / _SIZES)) for i in range(1, _SIZES + 1)} if most else ()
+        )
 
     def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
         """Sequential(Signs n → k, pointwise k → k, Signs k → m)."""
