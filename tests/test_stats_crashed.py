@@ -72,3 +72,20 @@ def test_a_layer_fitted_to_crashes_imitates_the_broken_target_better() -> None:
         errors.append((run(x, p, range(400), 0) - whole).square().mean((1, 2)).detach())
     gain = errors[0] - errors[1]
     assert gain.mean() > 5 * gain.std() / len(gain) ** 0.5
+
+
+def test_robustness_plans_and_fits_with_statistics_that_crash() -> None:
+    with seeded(0, torch.device("cpu")):
+        target = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 16))
+        x = torch.randn(100, 12)
+    stats, p = bz.collect(target, [x]), 0.1
+    broken_stats = {path: each.crashed(p) for path, each in stats.items()}
+    budget = bz.Budget(params=0.5)
+    made = bz.plan(target, broken_stats, budget, batch=x)
+    assert bz.plan(target, stats, budget, batch=x, robustness=p) == made
+    assert bz.plan(target, stats, budget, batch=x, robustness=0.0) != made
+    small, delivered = bz.compress(target, 0.5, [x], robustness=p)
+    assert delivered == made
+    torch.testing.assert_close(small(x), bz.rebuild(target, made, broken_stats)(x))
+    with pytest.raises(ValueError, match=r"lies in \[0, 1\); got 1.5"):
+        bz.compress(target, 0.5, [x], robustness=1.5)

@@ -36,6 +36,7 @@ class Survey:
     batches: list[Any]
     stats: Mapping[str, Stats]
     menu: Menu
+    robustness: float = 0.0
 
     def compress(self, budget: Budget) -> tuple[nn.Module, Plan]:
         """The network of least predicted loss within a budget, and its plan.
@@ -45,6 +46,8 @@ class Survey:
         """
         made = self.menu.choose(budget) if budget.latency is None else self._timely(budget)
         small = rebuild(self.model, made, self.stats)
+        if self.robustness:  # fitting to the inputs that layers really get would undo it
+            return small, made
         return refit_(small, self.model, made, self.stats, self.batches), made
 
     def _timely(self, budget: Budget) -> Plan:
@@ -130,6 +133,7 @@ def survey(
     layers: Sequence[str] | str = "*",
     loss: Loss | None = None,
     timed: bool = False,
+    robustness: float = 0.0,
     seed: int = 0,
 ) -> Survey:
     """Measure a target on calibration data; arguments as of `compress`.
@@ -139,11 +143,12 @@ def survey(
     batches = list(calibration)
     if not batches:
         raise ValueError("calibration needs at least one batch; got none")
-    stats = collect(model, batches, loss=loss)
+    found = collect(model, batches, loss=loss)
+    stats = {path: each.crashed(robustness) for path, each in found.items()}
     made = menu(
         model, stats, methods=methods, layers=layers, batch=batches[0], timed=timed, seed=seed
     )
-    return Survey(model, batches, stats, made)
+    return Survey(model, batches, stats, made, robustness)
 
 
 def compress(
@@ -156,6 +161,7 @@ def compress(
     methods: Methods = "auto",
     layers: Sequence[str] | str = "*",
     loss: Loss | None = None,
+    robustness: float = 0.0,
     seed: int = 0,
 ) -> tuple[nn.Module, Plan]:
     """A smaller network that approximates a trained one, and the plan that made it.
@@ -173,11 +179,13 @@ def compress(
         layers: patterns of the paths that may become smaller; see `plan`. Dense layers behind them
             are still fitted to the inputs that they get.
         loss: (output, target) -> scalar; see `collect`.
+        robustness: the chance that a neuron fails for which layers are chosen and fitted, each to
+            the target's with such inputs (`Stats.crashed`): it costs accuracy while none fails.
         seed: of random sketches.
 
     Raises:
-        ValueError: for a keep outside (0, 1], calibration that is empty or not finite, a model
-            without layers to compress, or a metric that is NaN.
+        ValueError: for a keep outside (0, 1], a robustness outside [0, 1), calibration that is
+            empty or not finite, a model without layers to compress, or a metric that is NaN.
         TypeError: for a metric that does not return a number.
         Unreachable: for a budget that no plan meets, or a floor that no network within it reaches,
             saying what was reached.
@@ -187,7 +195,14 @@ def compress(
         raise ValueError(f"a floor and a metric go together; got floor={floor}, metric={metric}")
     timed, methods = budget.latency is not None, methods_for(budget, methods)
     made = survey(
-        model, calibration, methods=methods, layers=layers, loss=loss, timed=timed, seed=seed
+        model,
+        calibration,
+        methods=methods,
+        layers=layers,
+        loss=loss,
+        timed=timed,
+        robustness=robustness,
+        seed=seed,
     )
     if floor is None or metric is None:
         return made.compress(budget)

@@ -100,6 +100,7 @@ def plan(
     methods: Methods = "auto",
     layers: Sequence[str] | str = "*",
     batch: Any = None,
+    robustness: float = 0.0,
     seed: int = 0,
 ) -> Plan:
     """The plan of least predicted loss within the budget.
@@ -112,15 +113,18 @@ def plan(
         layers: patterns (as of file names) of the paths that may change; the rest stays dense.
         batch: one batch, on which multiply-adds of the whole network are counted; without it only
             those of the linear maps count.
+        robustness: the chance that a layer's input fails at which errors are predicted; see
+            `Stats.crashed`, with which `rebuild` then fits.
         seed: of random sketches.
 
     Raises:
         ValueError: for a model without layers to compress, a pattern that fits no layer, an unknown
-            method, or a bound on latency without a batch.
+            method, a robustness outside [0, 1), or a bound on latency without a batch.
         Unreachable: for a budget that no plan meets, saying the smallest reachable.
     """
     timed, methods = budget.latency is not None, methods_for(budget, methods)
-    made = menu(model, stats, methods=methods, layers=layers, batch=batch, timed=timed, seed=seed)
+    known = {path: each.crashed(robustness) for path, each in stats.items()}
+    made = menu(model, known, methods=methods, layers=layers, batch=batch, timed=timed, seed=seed)
     return made.choose(budget)
 
 

@@ -51,7 +51,7 @@ class Stats:
         """
         if not 0 <= p < 1:
             raise ValueError(f"a crash probability of inputs lies in [0, 1); got {p}")
-        if self.mean is None:
+        if self.mean is None or not p:
             return self
         moment = self.moment
         if isinstance(moment, Tensor):

@@ -40,6 +40,7 @@ def compress(
     val: str | None = None,
     methods: Names = None,
     layers: Names = None,
+    robustness: float = 0.0,
     seed: int = 0,
     batch_size: int = 64,
     force: Flag = False,
@@ -63,6 +64,7 @@ def compress(
         val: Labelled batches for METRIC, as DATA; DATA itself without it.
         methods: Names of methods to choose from, layer by layer; all that suit by default.
         layers: Patterns of the paths that may become smaller; all by default.
+        robustness: Chance that a neuron fails for which layers are chosen and fitted.
         seed: Of random sketches and of the order of images.
         data: The batches: package.module:callable, a file or a folder.
         batch_size: Images in a batch, where DATA is a file or a folder.
@@ -93,6 +95,7 @@ def compress(
             methods=methods or "auto",
             layers=layers or "*",
             timed=budget.latency is not None,
+            robustness=robustness,
             seed=seed,
         )
         job = _Job(target, made, measures, force, say)
