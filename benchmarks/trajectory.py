@@ -153,7 +153,20 @@ def _paired(found: dict[str, list[tj.Scores]], better: str, worse: str) -> dict[
     }
 
 
-BENCHMARKS = {"trajectory": trajectory}
+def labels() -> dict[str, Any]:
+    """What the auto-labelling function finds, place by place, in a scene every two seconds."""
+    places: dict[str, dict[str, Any]] = {}
+    for recording in tj.load(DATA):
+        name = "NGSIM-US101" if "US101" in recording.group else recording.group
+        place = places.setdefault(name, {"recordings": 0})
+        place["recordings"] += 1
+        for column, count in tj.counted(recording, every=2.0).items():
+            if isinstance(count, int):
+                place[column] = place.get(column, 0) + count
+    return {"every": 2.0, "rows": [{"place": name} | row for name, row in places.items()]}
+
+
+BENCHMARKS = {"trajectory": trajectory, "trajectory-labels": labels}
 
 if __name__ == "__main__":
     for kind in KINDS:
