@@ -58,7 +58,7 @@ NETWORKS: dict[str, tuple[Vector, tuple[int, ...]]] = {
     "transformer": (readout(transformer_block(Input(3, 5), relu).mean()), (3, 5, 3)),
     "batch norm": (readout(batch_norm_relu(Matrix("W") @ Input(10, 8))), (1, 8, 10)),
 }
-WIDTHS = (64, 256, 1024, 2048)
+WIDTHS = (64, 256, 1024)
 
 
 def slope(widths: tuple[int, ...], errors: list[float]) -> float:
@@ -69,7 +69,7 @@ def distance(kernels: Iterator[Tensor], limit: Tensor) -> float:
     return float(torch.stack([(k - limit).norm() / limit.norm() for k in kernels]).mean())
 
 
-def convergence(seeds: int = 20) -> dict[str, Any]:
+def convergence(seeds: int = 12) -> dict[str, Any]:
     """Mean relative distance of finite tangent kernels from the limit, by width."""
     rows = []
     for name, (output, shape) in NETWORKS.items():
@@ -91,7 +91,7 @@ def convergence(seeds: int = 20) -> dict[str, Any]:
     return {"rows": rows, "seeds": seeds}
 
 
-def sketch_limit(seeds: int = 20) -> dict[str, Any]:
+def sketch_limit(seeds: int = 12) -> dict[str, Any]:
     """Networks with a sketched hidden layer against the dense limit: k = n/4, and k = 16 fixed."""
     x, widths = draw(3, 5), (128, 512, 2048)
 

@@ -27,7 +27,7 @@ from bozzetto.tangent import empirical_ntk
 from cifar import CACHE, SHARED, Block
 from cifar import images as cifar_images
 
-PLANS, INPUTS, DRAWS = 24, 96, 4000
+PLANS, INPUTS, DRAWS = 22, 64, 4000
 SCORES = ("alignment", "loss", "function", "predicted", "parameters", "gradient", "saliency")
 
 
@@ -41,7 +41,7 @@ class Data:
     y_test: Tensor
 
 
-def fashion(train: int, test: int = 4000, pool: int = 1) -> Data:
+def fashion(train: int, test: int = 2000, pool: int = 1) -> Data:
     """Fashion-MNIST, (N, 1, 28 / pool, 28 / pool)."""
     parts: list[Tensor] = []
     for split, count in (("train", train), ("test", test)):
@@ -51,7 +51,7 @@ def fashion(train: int, test: int = 4000, pool: int = 1) -> Data:
     return Data(parts[0], parts[1].long(), parts[2], parts[3].long())
 
 
-def cifar(train: int, test: int = 4000) -> Data:
+def cifar(train: int, test: int = 2000) -> Data:
     """CIFAR-10 at 16×16 pixels."""
     parts: list[Tensor] = []
     for split, count in (("train", train), ("test", test)):
@@ -76,9 +76,9 @@ def cnn() -> nn.Module:
 
 def residual() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        Block(16, 16, 1), Block(16, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(32, 10),
+        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        Block(12, 12, 1), Block(12, 24, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(24, 10),
     )  # fmt: skip
 
 
@@ -92,9 +92,9 @@ class Study:
 
 
 STUDIES = {
-    "MLP, Fashion-MNIST": Study(mlp, lambda: fashion(6000), (6, 2)),
-    "CNN, Fashion-MNIST at 14×14": Study(cnn, lambda: fashion(5000, pool=2), (6, 2)),
-    "residual CNN, CIFAR-10 at 16×16": Study(residual, lambda: cifar(5000), (8, 2)),
+    "MLP, Fashion-MNIST": Study(mlp, lambda: fashion(5000), (6, 2)),
+    "CNN, Fashion-MNIST at 14×14": Study(cnn, lambda: fashion(4000, pool=2), (6, 2)),
+    "residual CNN, CIFAR-10 at 16×16": Study(residual, lambda: cifar(4000), (6, 2)),
 }
 
 
@@ -119,15 +119,30 @@ def accuracy(model: nn.Module, data: Data) -> float:
     return float((guess == data.y_test).float().mean())
 
 
+def balanced_(model: nn.Module) -> nn.Module:
+    """Give both factors of every low-rank component one norm; the function stays the same.
+
+    Factors fitted in the metric of gradients differ by orders of magnitude, and one learning rate
+    does not suit both.
+    """
+    for pair in [m for m in model.modules() if isinstance(m, nn.Sequential) and len(m) == 2]:
+        a, b = pair[0].weight, pair[1].weight
+        with torch.no_grad():
+            scale = (b.transpose(0, 1).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)).sqrt()
+            a.mul_(scale.view(-1, *[1] * (a.ndim - 1)))
+            b.div_(scale.view(1, -1, *[1] * (b.ndim - 2)))
+    return model
+
+
 def random_plan(made: Menu, rng: np.random.Generator) -> tuple[Plan, float]:
     """A plan of sizes around a random fraction kept, and the loss the menu predicts of it."""
-    level, chosen = 10 ** rng.uniform(-1.3, -0.3), list[Candidate]()
+    level, chosen = 10 ** rng.uniform(-1.1, -0.2), list[Candidate]()
     for path in dict.fromkeys(c.site for c in made.candidates):
         options = [c for c in made.candidates if c.site == path]
         whole = next(c.price["params"] for c in options if c.choice is None)
         methods = sorted({c.choice.method for c in options if c.choice is not None})
         method = methods[rng.integers(len(methods))]
-        wanted = whole * level * 10 ** rng.normal(0, 0.3)
+        wanted = whole * level * 10 ** rng.normal(0, 0.2)
         fitting = [c for c in options if c.choice is not None and c.choice.method == method]
         chosen.append(min(fitting, key=lambda c: abs(c.price["params"] - wanted)))
     choices = {c.site: c.choice for c in chosen if c.choice is not None}
@@ -147,12 +162,14 @@ def scores(
         found = alignment(kernel, empirical_ntk(small, x))
     return {
         "alignment": found,
-        "loss": -float(loss),
-        "function": -float((now - target).norm() / target.norm()),
+        "loss": -float(loss.detach()),
+        "function": -float((now - target).detach().norm() / target.norm()),
         "predicted": -predicted,
         "parameters": float(sum(p.numel() for p in wanted)),
         "gradient": -(float(sum(g.square().sum() for g in grads)) ** 0.5),
-        "saliency": float(sum((g * p).abs().sum() for g, p in zip(grads, wanted, strict=True))),
+        "saliency": float(
+            sum((g * p.detach()).abs().sum() for g, p in zip(grads, wanted, strict=True))
+        ),
     }
 
 
@@ -166,12 +183,12 @@ def outcomes(name: str, study: Study, done: list[dict[str, Any]]) -> list[dict[s
         torch.default_generator.manual_seed(0)
         model = trained(study.build(), data, study.epochs[0], 0)
     stats = bz.collect(model, [(data.x[:512], data.y[:512])], loss=F.cross_entropy)
-    made = menu(model, stats, methods=("lowrank", "sketched"))
+    made = menu(model, stats, methods=("lowrank",))
     x, y = data.x[:INPUTS], data.y[:INPUTS]
     target, kernel = accuracy(model, data), empirical_ntk(model, x)
     for i in range(len(found), PLANS):
         plan, predicted = random_plan(made, np.random.default_rng(i))
-        small = bz.rebuild(model, plan, stats).eval()
+        small = balanced_(bz.rebuild(model, plan, stats)).eval()
         row = {"network": name, "target": target, "plan": i}
         row |= scores(model, small, x, y, kernel, predicted)
         row |= {"before": accuracy(small, data)}

@@ -107,10 +107,10 @@ def neural_tangents(data: dict[str, Tensor], dtype: str) -> Iterator[Peer | None
 def inputs(dtype: torch.dtype) -> dict[str, Tensor]:
     return {
         "dense": draw(1000, 50, dtype=dtype),
-        "mean": draw(16, 3, 16, 16, dtype=dtype),
+        "mean": draw(8, 3, 12, 12, dtype=dtype),
         "flatten": draw(128, 3, 16, 16, dtype=dtype),
-        "empirical dense": draw(64, 784, dtype=dtype),
-        "empirical conv": draw(32, 3, 16, 16, dtype=dtype),
+        "empirical dense": draw(32, 784, dtype=dtype),
+        "empirical conv": draw(16, 3, 12, 12, dtype=dtype),
     }
 
 
@@ -212,7 +212,7 @@ def empirical() -> dict[str, Any]:
         for name, model in cases.items():
             rows.append(_empirical_row(name, model, x[name], peer))
     rows.append(
-        _empirical_row("ResNet-20", resnet(20), draw(24, 3, 32, 32, dtype=torch.float32), None)
+        _empirical_row("ResNet-20", resnet(20), draw(8, 3, 32, 32, dtype=torch.float32), None)
     )
     return {"rows": rows, "repetitions": 3}
 

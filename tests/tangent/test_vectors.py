@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from bozzetto.tangent import Erf, Gelu, Input, Matrix, Program, Rectifier, Vector, apply, relu
+from bozzetto.tangent import (
+    Erf,
+    Gelu,
+    Input,
+    Matrix,
+    Program,
+    Realised,
+    Rectifier,
+    Vector,
+    apply,
+    empirical_ntk,
+    relu,
+)
 from bozzetto.tangent.batchnorm import BatchNormRectifier
 from bozzetto.tangent.blocks import (
     batch_norm_relu,
@@ -140,6 +152,27 @@ def test_the_transformer_with_the_references_bug_is_not_matched():
     for kernel in (program.ntk(data["tokens"], respect_to="weight"), fast):
         apart = (kernel - data["ntk"]).norm() / data["ntk"].norm()
         assert 0.2 < apart < 0.3
+
+
+def in_weights(model: Realised, x: Tensor) -> Tensor:
+    """A finite network's kernel in the weights A = σω: each part of that in ω, divided by σ²."""
+    total = torch.zeros(len(x), len(x), dtype=x.dtype)
+    for matrix, key in model._keys.items():
+        model.requires_grad_(False)
+        model.weights[key].requires_grad_(True)
+        total += empirical_ntk(model, x) / matrix.variance
+    return total
+
+
+def test_finite_networks_decide_against_the_references_bug():
+    data = load("transformer_depth2_vu2_REFERENCE_HAS_BUG")
+    program, _ = transformer(data)
+    x = data["tokens"]
+    found = [in_weights(Realised(program, 1024, seed=s), x) for s in range(6)]
+    finite = torch.stack(found).mean(0)
+    ours = program.ntk(x, respect_to="weight")
+    assert (finite - ours).norm() < 0.03 * ours.norm()
+    assert (finite - data["ntk"]).norm() > 0.2 * data["ntk"].norm()
 
 
 @pytest.mark.filterwarnings("ignore:batch norm over fewer than 6")
