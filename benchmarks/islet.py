@@ -110,8 +110,8 @@ def timed(
                 found[name].append((float(np.linalg.norm(coef - full)), seconds))
         for name, pairs in found.items():
             error, seconds = np.mean([e for e, _ in pairs]), np.median([s for _, s in pairs])
-            row = {"method": name, "error": float(error), "processor seconds": float(seconds)}
-            yield head | row | {"of the oracle": float(error / np.mean(found["oracle"], axis=0)[0])}
+            row = {"method": name, "error": float(error), "processor_seconds": float(seconds)}
+            yield head | row | {"of_the_oracle": float(error / np.mean(found["oracle"], axis=0)[0])}
 
 
 def simulations() -> Row:
@@ -168,12 +168,12 @@ def sparse() -> Row:
                 len(np.intersect1d(a, b)) for a, b in zip(model.support_, used, strict=True)
             )
             rows.append({
-                "n": n, "noise": noise, "seed": seed, "processor seconds": seconds,
-                "oracle that knows the rows": float(np.linalg.norm(known)),
-                "sparse ISLET": float(np.linalg.norm(model.coef_ - full)),
+                "n": n, "noise": noise, "seed": seed, "processor_seconds": seconds,
+                "oracle_that_knows_the_rows": float(np.linalg.norm(known)),
+                "sparse_ISLET": float(np.linalg.norm(model.coef_ - full)),
                 "ISLET": float(np.linalg.norm(ISLETRegressor(2).fit(x, y).coef_ - full)),
-                "rows found of 30": right,
-                "rows wrongly in use": sum(map(len, model.support_)) - right,
+                "rows_found_of_30": right,
+                "rows_wrongly_in_use": sum(map(len, model.support_)) - right,
             })  # fmt: skip
     return {"rows": rows, "seeds": [0, 1, 2]}
 

@@ -75,8 +75,8 @@ def held_out(
         each = [cross_val_predict(option, x, y, cv=outer) for option in options]
         found[name] = {
             "chosen": score(y, one),
-            "mean of the five best": score(y, five),
-            "best in hindsight": max(score(y, predicted) for predicted in each),
+            "mean_of_the_five_best": score(y, five),
+            "best_in_hindsight": max(score(y, predicted) for predicted in each),
         }
     return found
 
@@ -131,7 +131,7 @@ def real() -> Row:
         for data, methods in found.items()
         for method, scores in methods.items()
     ]
-    return {"rows": rows, "seeds of the divisions": [0, 1, 2]}
+    return {"rows": rows, "seeds_of_the_divisions": [0, 1, 2]}
 
 
 def unit(x: np.ndarray) -> np.ndarray:

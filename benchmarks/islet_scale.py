@@ -58,9 +58,9 @@ def _measured(function: Callable[..., Row], *arguments: Any) -> Row:
     row = function(*arguments)
     return row | {
         "seconds": round(time.perf_counter() - start, 2),
-        "processor seconds": round(time.process_time() - busy, 2),
-        "peak GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-        "of which imports GiB": round(before / 2**20, 3),
+        "processor_seconds": round(time.process_time() - busy, 2),
+        "peak_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "of_which_imports_GiB": round(before / 2**20, 3),
     }
 
 
@@ -81,9 +81,9 @@ def rank_one_run(p: int, rank: int, n: int, noise: float, n_iter: int) -> Row:
         "seed": 1,
         "unknowns": unknowns,
         "error": relative_error(model, truth),
-        "oracle error": oracle,
+        "oracle_error": oracle,
         "refinements": model.n_iter_,
-        "fit seconds": round(time.perf_counter() - start, 1),
+        "fit_seconds": round(time.perf_counter() - start, 1),
     }
 
 
@@ -128,11 +128,11 @@ def stream_run(p: int, rank: int, n: int, noise: float, n_iter: int) -> Row:
         "noise": noise,
         "unknowns": unknowns,
         "error": relative_error(model, truth),
-        "oracle error": oracle,
+        "oracle_error": oracle,
         "refinements": model.n_iter_,
-        "processor seconds of the fit": round(busy - stream.making, 2),
-        "processor seconds making covariates": round(stream.making, 2),
-        "covariates GiB, if held": 4 * n * p**3 / 2**30,
+        "processor_seconds_of_the_fit": round(busy - stream.making, 2),
+        "processor_seconds_making_covariates": round(stream.making, 2),
+        "covariates_GiB_if_held": 4 * n * p**3 / 2**30,
     }
 
 
@@ -153,8 +153,8 @@ def growth() -> Row:
     }
     rows = {name: [alone(stream_run, *run) for run in each] for name, each in runs.items()}
     for row in (row for each in rows.values() for row in each):
-        row["GiB above imports"] = round(row["peak GiB"] - row["of which imports GiB"], 3)
-    measured = ("processor seconds of the fit", "GiB above imports")
+        row["GiB_above_imports"] = round(row["peak_GiB"] - row["of_which_imports_GiB"], 3)
+    measured = ("processor_seconds_of_the_fit", "GiB_above_imports")
     slopes = [
         {"in": name, "of": of, "exponent": slope([row[name] for row in each], each, of)}
         for name, each in rows.items()
@@ -202,8 +202,8 @@ def workers() -> Row:
     return {
         "rows": rows,
         "cores": os.cpu_count(),
-        "bytes of a covariance sum": 16 * p**3,
-        "bytes of a Gram sum": 8 * unknowns**2,
+        "bytes_of_a_covariance_sum": 16 * p**3,
+        "bytes_of_a_Gram_sum": 8 * unknowns**2,
         "model": [modelled(w) for w in (1, 10, 100, 1000)],
     }
 
@@ -223,7 +223,7 @@ def modelled(
     first = 4 * n * entries / (workers * flops) + rounds * 16 * entries / bandwidth
     work = 4 * rank * n * entries + 2 * n * unknowns**2
     refinement = work / (workers * flops) + rounds * 8 * unknowns**2 / bandwidth
-    return {"workers": workers, "first pass s": first, "refinement s": refinement}
+    return {"workers": workers, "first_pass_s": first, "refinement_s": refinement}
 
 
 BENCHMARKS: dict[str, Callable[[], Row]] = {
