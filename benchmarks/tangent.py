@@ -119,8 +119,8 @@ def sketch_limit(seeds: int = 12) -> dict[str, Any]:
                 empirical_ntk(Realised(program, {"n": n, "n/k": k}, seed=s), x)
                 for s in range(seeds)
             ]
-            row[f"error {n}"] = distance(iter(found), limit)
-            row[f"trace {n}"] = float(torch.stack(found).mean(0).trace() / limit.trace())
+            row[f"error_{n}"] = distance(iter(found), limit)
+            row[f"trace_{n}"] = float(torch.stack(found).mean(0).trace() / limit.trace())
         rows.append(row)
     return {"rows": rows, "seeds": seeds}
 
