@@ -30,7 +30,7 @@ def case(depth: int, seed: int = 0) -> Case:
         list(x[order[:CALIBRATION]].split(128)), lambda net: 100 * bz.evaluate(net, test),
         "accuracy %", (0.5, 0.33, 0.25, 0.125), ALL, tune if depth == 20 else None,
         [(m, k) for k in (0.25, 0.125, 0.5) for m in (OURS, "whitened SVD", "weight Tucker")],
-        {"test_images": 10_000, "calibration": CALIBRATION, "seed": seed,
+        notes={"test_images": 10_000, "calibration": CALIBRATION, "seed": seed,
          "tuning": "2 epochs of 12,800 training images"},
     )  # fmt: skip
 

@@ -71,7 +71,7 @@ def case() -> Case:
         "digit-cnn", model, ["*"], list(x[:1024].split(128)),
         lambda net: 100 * bz.evaluate(net, test), "accuracy %", (0.5, 0.25, 0.125), ALL, tune,
         [(m, k) for k in (0.5, 0.25, 0.125) for m in (OURS, *ALL)],
-        {"test_images": 10_000, "calibration": 1024, "tuning": "3 epochs of 5,000 digits"},
+        notes={"test_images": 10_000, "calibration": 1024, "tuning": "3 epochs of 5,000 digits"},
     )  # fmt: skip
 
 

@@ -56,12 +56,15 @@ def uniform(
     return small.eval()
 
 
-def plain_svd(model: nn.Module, layers: Sequence[str], keep: float, _: Any) -> nn.Module:
-    """The truncated SVD of the weights."""
-    return uniform(
+def plain_svd(
+    model: nn.Module, layers: Sequence[str], keep: float, batches: Sequence[Any]
+) -> nn.Module:
+    """The truncated SVD of the weights, batch norms estimated anew."""
+    small = uniform(
         model, layers, keep, LowRank(), "lowrank",
         lambda method, layer, site: method.fit_(layer, Objective(site.map)),
     )  # fmt: skip
+    return estimate_batch_norms(small, batches)
 
 
 def whitened_svd(
@@ -116,12 +119,17 @@ def weight_tucker(
     ]
     rest = [p for p in compressible(model, layers) if p not in convolutions]
     small = uniform(model, convolutions, keep, Tucker(), "tucker", fit) if convolutions else model
-    small = plain_svd(small, rest, keep, None) if rest else small
+    small = plain_svd(small, rest, keep, batches) if rest else small
     return estimate_batch_norms(small, batches)
 
 
-def unbiased(model: nn.Module, layers: Sequence[str], keep: float, _: Any) -> nn.Module:
-    """The paper's layers with scaled sign matrices, their cores filled with U W (as Panther's)."""
+def unbiased(
+    model: nn.Module, layers: Sequence[str], keep: float, batches: Sequence[Any]
+) -> nn.Module:
+    """The paper's layers with scaled sign matrices, their cores filled with U W (as Panther's).
+
+    Batch norms are estimated anew.
+    """
     method = make_method("sketched", {"family": "sign"})
 
     def fit(method: Method, layer: nn.Module, site: Site) -> None:
@@ -131,7 +139,8 @@ def unbiased(model: nn.Module, layers: Sequence[str], keep: float, _: Any) -> nn
         if site.map.bias is not None:
             cast(Tensor, method.bias(layer)).data.copy_(site.map.bias)
 
-    return uniform(model, layers, keep, method, "sketched", fit)
+    small = uniform(model, layers, keep, method, "sketched", fit)
+    return estimate_batch_norms(small, batches)
 
 
 def pruned(

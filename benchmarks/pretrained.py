@@ -45,6 +45,7 @@ class Case:
         peers: names in `PEERS`.
         tune: a small network and the target -> the small one tuned, the same way for everyone.
         tuned: (method, keep) that are tuned.
+        bounds: what else ours is asked to keep.
         notes: facts for the file.
     """
 
@@ -58,6 +59,7 @@ class Case:
     peers: Sequence[str]
     tune: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     tuned: Sequence[tuple[str, float]] = ()
+    bounds: Sequence[str] = ("multiply-adds", "bytes")
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -118,12 +120,15 @@ def study(case: Case) -> Row:
             small, _ = surveyed().compress(bz.Budget(params=keep_all))
         elif method == f"{OURS} by multiply-adds":
             small, _ = surveyed().compress(bz.Budget(flops=keep))
+        elif method == f"{OURS} by bytes":  # of the whole network; bits of signs count
+            budget = bz.Budget(bytes=keep)
+            small, _ = bz.compress(case.model, budget, case.calibration, layers=case.layers)
         else:
             small = PEERS[method](case.model, case.layers, keep, case.calibration)
         networks[method, keep] = small
         return small, time.perf_counter() - began
 
-    for method in [OURS, *case.peers, f"{OURS} by multiply-adds"]:
+    for method in [OURS, *case.peers, *(f"{OURS} by {bound}" for bound in case.bounds)]:
         for keep in case.keeps:
             key = {"method": method, "keep": keep, "tuned": False}
             cells.once(key, lambda m=method, k=keep: measure(*delivered(m, k)))
@@ -142,7 +147,7 @@ def study(case: Case) -> Row:
         table.setdefault(row["method"].replace(" ", "_"), {})[place] = row[case.unit]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return (
-        {"rows": rows, "unit": case.unit, "layers_values": free, "values": total}
+        {"table": table, "rows": rows, "unit": case.unit, "layers_values": free, "values": total}
         | case.notes
         | {"peak GiB of the last run": round(peak, 2)}
     )
@@ -183,18 +188,22 @@ def _tuned(case: Case, small: nn.Module, measure: Callable[..., Row]) -> Row:
 
 
 def _plot(case: Case, rows: Sequence[Row]) -> None:
-    """Quality against the fraction of values, a line a method."""
+    """Quality against the fraction of values: a colour a method, dashed when tuned."""
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for method in dict.fromkeys(row["method"] for row in rows):
+    dense = next(row[case.unit] for row in rows if row["method"] == "dense")
+    ax.axhline(dense, color="0.5", linestyle=":", label="dense")
+    for number, method in enumerate([OURS, *case.peers]):
         for tuned in (False, True):
             points = sorted(
                 (row["values_kept"], row[case.unit])
                 for row in rows
                 if row["method"] == method and row["tuned"] is tuned
             )
-            if points and "int8" not in method and "multiply" not in method:
+            if points:
                 label = f"{method}, tuned" if tuned else method
-                ax.plot(*zip(*points, strict=True), "s--" if tuned else "o-", label=label)
+                x, y = zip(*points, strict=True)
+                ax.plot(x, y, "s--" if tuned else "o-", color=f"C{number}", label=label)
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], 0.6 * dense))  # what is lower is of no use
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("fraction of the layers' values")
