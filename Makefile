@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 install = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench named docs build clean
+.PHONY: help demo test lint bench named docs build compat clean
 .DELETE_ON_ERROR:
 
 help: ## what the targets do
@@ -43,6 +43,14 @@ docs: $(VENV)/with-docs ## build the pages into docs/_build/html, warnings are e
 build: $(VENV)/with-dev ## build the wheel and the source archive into dist
 	$(BIN)/python -m build
 
+compat: $(VENV)-compat/with-all ## compress networks of torchvision, timm and transformers (6 GB, slow)
+	$(VENV)-compat/bin/python benchmarks/run.py compat
+
+$(VENV)-compat/with-all: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-compat
+	$(VENV)-compat/bin/python -m pip install -qq torch==2.14.1 torchvision==0.29.1 timm torch_geometric peft torchao --editable ".[hf,onnx]"
+	@touch $@
+
 clean: ## remove what the other targets made, but keep .venv
 	rm -rf build dist docs/_build bozzetto-demo .ruff_cache .hypothesis
 	find src tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +
@@ -56,7 +64,7 @@ $(VENV)/with-core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/with-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,[dev$(comma)hf$(comma)data$(comma)train$(comma)dask])
+	$(call install,[dev$(comma)hf$(comma)data$(comma)train$(comma)dask$(comma)onnx])
 	@touch $@
 
 $(VENV)/with-docs: pyproject.toml constraints.txt | $(BIN)/python

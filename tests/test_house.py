@@ -34,6 +34,7 @@ CHAIN: list[set[str]] = [
     {"compress"},
     {"sketching"},
     {"io"},
+    {"export"},
 ]
 ALL_OF_IT = set[str]().union(*CHAIN)
 PUBLIC = "bozzetto"  # `import bozzetto as bz`, or names of its __all__ from there

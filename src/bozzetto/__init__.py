@@ -4,6 +4,7 @@ from bozzetto import nn
 from bozzetto.budget import Budget
 from bozzetto.compress import compress, rebuild
 from bozzetto.expand import expand
+from bozzetto.export import export
 from bozzetto.io import load, save
 from bozzetto.menu import plan
 from bozzetto.plan import Plan
@@ -20,6 +21,7 @@ __all__ = [
     "compress",
     "evaluate",
     "expand",
+    "export",
     "load",
     "nn",
     "plan",

@@ -1,0 +1,144 @@
+"""Exported files: they compute what the network does, and hold no more than they must."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bozzetto as bz
+from bozzetto.export import packed
+from bozzetto.sketch import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # inside torch.export
+
+SUFFIXES = [".onnx", ".pt2"]
+OVERHEAD = {".onnx": 12_000, ".pt2": 120_000}  # bytes of the graph itself for two layers
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 16), nn.Linear(24, 16)
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.first(a) + self.second(b)}
+
+
+def dense() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def answers(path: Path, *inputs: Tensor) -> Tensor:
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(*inputs)
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    return torch.from_numpy(session.run(None, feed)[0])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_takes_other_batches_and_answers_like_the_network(tmp_path: Path, suffix: str):
+    small, _ = bz.sketch(nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 8, 3)), 0.5)
+    path = bz.export(small.eval(), tmp_path / f"net{suffix}", draw(1, 3, 9, 9))
+    x = draw(7, 3, 9, 9)
+    torch.testing.assert_close(answers(path, x), small(x).detach())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_named_inputs_and_outputs_in_mappings(tmp_path: Path, suffix: str):
+    model = TwoInputs().eval()
+    batch = {"a": draw(3, 24), "b": draw(3, 24) + 1, "labels": torch.zeros(3)}
+    path = bz.export(model, tmp_path / f"net{suffix}", batch)
+    if suffix == ".onnx":
+        found = answers(path, batch["a"], batch["b"])
+        torch.testing.assert_close(found, model(batch["a"], batch["b"])["sum"].detach())
+
+
+def test_a_fixed_batch_is_refused_another_size(tmp_path: Path):
+    path = bz.export(dense(), tmp_path / "net.onnx", draw(3, 256), batch="fixed")
+    with pytest.raises(Exception, match="Got: 4 Expected: 3"):
+        answers(path, draw(4, 256))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_network_computes_the_very_same(family: str):
+    small, _ = bz.sketch(dense(), 0.5, family=family)
+    torch.testing.assert_close(packed(small)(draw(5, 256)), small(draw(5, 256)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("family", ["fold", "sign"])
+def test_random_signs_cost_a_file_a_bit_each(tmp_path: Path, suffix: str, family: str):
+    small, _ = bz.sketch(dense(), 0.5, family=family)
+    path = bz.export(small.eval(), tmp_path / f"net{suffix}", draw(3, 256))
+    trained = 4 * sum(p.numel() for p in small.parameters())
+    signs = 2 * 256 * 128 / 8  # of two sketches that hold them all
+    assert path.stat().st_size <= trained + signs + OVERHEAD[suffix]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_chosen_signs_stay_bits_in_a_file(tmp_path: Path, suffix: str):
+    budget = bz.Budget(bytes=0.2)
+    small, plan = bz.compress(dense(), budget, [draw(64, 256)], methods="signs")
+    path = bz.export(small.eval(), tmp_path / f"net{suffix}", draw(3, 256))
+    assert path.stat().st_size <= plan.small["bytes"] + OVERHEAD[suffix]
+
+
+def test_a_file_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path):
+    path = bz.export(dense(), tmp_path / "net.onnx", draw(3, 256))
+    assert b"site-packages" not in path.read_bytes()
+
+
+def test_the_network_is_not_changed(tmp_path: Path):
+    small, _ = bz.sketch(dense(), 0.5, family="sign")
+    before = str(small), {name: value.clone() for name, value in small.named_buffers()}
+    bz.export(small.eval(), tmp_path / "net.pt2", draw(3, 256))
+    assert str(small) == before[0]
+    assert all(p.requires_grad for p in small.parameters())
+    torch.testing.assert_close(dict(small.named_buffers()), before[1], rtol=0, atol=0)
+
+
+def test_an_export_needs_evaluation_mode(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"evaluation mode.*'1'"):
+        bz.export(nn.Sequential(nn.Linear(2, 2).eval(), nn.ReLU()), tmp_path / "n.pt2", draw(2, 2))
+
+
+def test_an_export_needs_the_cpu(tmp_path: Path):
+    model = nn.Linear(2, 2, device="meta").eval()
+    with pytest.raises(ValueError, match=r"on the CPU; got {'meta'}"):
+        bz.export(model, tmp_path / "n.pt2", draw(2, 2))
+
+
+def test_an_opset_that_is_too_old_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="opset >= 18; got 11"):
+        bz.export(nn.Linear(2, 2).eval(), tmp_path / "n.onnx", draw(2, 2), opset=11)
+
+
+def test_another_suffix_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"\.onnx or \.pt2; got 'n\.tflite'"):
+        bz.export(nn.Linear(2, 2).eval(), tmp_path / "n.tflite", draw(2, 2))
+
+
+def test_a_file_that_computes_otherwise_is_not_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = bz.export(nn.Linear(2, 2).eval(), tmp_path / "n.pt2", draw(2, 2))
+    before = path.read_bytes()
+    monkeypatch.setattr(sys.modules["bozzetto.export"], "packed", lambda _: nn.Linear(2, 2).eval())
+    with pytest.raises(RuntimeError, match="differs from its origin"):
+        bz.export(nn.Linear(2, 2).eval(), path, draw(2, 2))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["n.pt2"]
+
+
+def test_a_small_network_compiles_whole():
+    small, _ = bz.sketch(dense(), 0.5)
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(draw(3, 256)), small(draw(3, 256)))
