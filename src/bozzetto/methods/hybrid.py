@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap
-from bozzetto.methods.lowrank import LowRank, truncate
+from bozzetto.methods.lowrank import LowRank, balanced, truncate
 from bozzetto.methods.method import Method, Objective, fresh_bias_
 from bozzetto.methods.signs import (
     Sides,
@@ -73,8 +73,8 @@ class Hybrid(Method):
         exact, signs = cast(Sum, layer).terms
         first, second = cast(nn.Sequential, exact)
         parts = self._parts(objective, cast(Tensor, second.weight).shape[1])
-        write_weight_(first, parts.a)
-        write_weight_(second, parts.b)
+        for part, value in zip((first, second), balanced(parts.a, parts.b), strict=True):
+            write_weight_(part, value)
         write_signs_(signs, parts.sides)
         objective.shift_bias_(self.bias(layer), self.weight(layer, objective.map))
 

@@ -42,7 +42,7 @@ class LowRank(Method):
         """The optimum at the layer's rank."""
         first, second = cast(nn.Sequential, layer)
         rank = cast(Tensor, second.weight).shape[1]
-        a, b = truncate(objective, objective.w, rank)
+        a, b = balanced(*truncate(objective, objective.w, rank))
         write_weight_(first, a)
         write_weight_(second, b)
         objective.shift_bias_(self.bias(layer), self.weight(layer, objective.map))
@@ -67,3 +67,15 @@ def truncate(objective: Objective, weight: Tensor, rank: int) -> tuple[Tensor, T
     root = s[:, :rank].sqrt()
     a = objective.unwhiten_input(root.unsqueeze(-1) * vh[:, :rank])
     return a, objective.unwhiten_output(u[:, :, :rank] * root.unsqueeze(-2))
+
+
+def balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Other factors A: (g, r, d) and B: (g, m, r) of the same product, for training on.
+
+    Those of its own singular value decomposition, each with the roots of the singular values: the
+    factors of a fit in another metric may differ a thousandfold in size, and then so do gradients.
+    """
+    (qa, ra), (qb, rb) = torch.linalg.qr(a.mT), torch.linalg.qr(b)
+    u, s, vh = torch.linalg.svd(rb @ ra.mT, full_matrices=False)
+    root = s.sqrt()
+    return root.unsqueeze(-1) * (vh @ qa.mT), (qb @ u) * root.unsqueeze(-2)

@@ -21,6 +21,26 @@ class Factors(NamedTuple):
         """(g, m, d)."""
         return self.b @ widen(self.core, self.a)
 
+    def balanced(self) -> "Factors":
+        """Other factors of the same weight, for training on, as gradients are of like size then.
+
+        A and B with orthogonal directions, those of the core's own modes (HOSVD; De Lathauwer, De
+        Moor and Vandewalle 2000), each scaled by the cube root of its singular value.
+        """
+        (qa, ra), (qb, rb) = torch.linalg.qr(self.a.mT), torch.linalg.qr(self.b)
+        core = rb @ widen(self.core, ra.mT)
+        u, sizes = _mode(core.unflatten(-1, (ra.shape[-1], -1)).movedim(2, 1).flatten(2))
+        core = narrow(core, u.mT / sizes.unsqueeze(-1))
+        v, heights = _mode(core)
+        core = v.mT @ core / heights.unsqueeze(-1)
+        return Factors(u.mT @ qa.mT * sizes.unsqueeze(-1), core, qb @ v * heights.unsqueeze(-2))
+
+
+def _mode(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthogonal directions of a mode (g, r, …) and the cube roots of their singular values."""
+    values, vectors = torch.linalg.eigh(rows @ rows.mT)
+    return vectors, values.clamp_min(1e-12 * values[..., -1:].clamp_min(1e-30)).pow(1 / 6)
+
 
 def narrow(x: Tensor, a: Tensor) -> Tensor:
     """X (A ⊗ I)ᵀ: (g, p, n·taps) -> (g, p, r·taps)."""

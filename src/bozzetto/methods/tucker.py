@@ -106,7 +106,7 @@ class Tucker(Method):
         factors = regress(objective, leading_inputs(objective)[:, :r_in], r_out)
         for _ in range(self.rounds):
             factors = regress(objective, improve_inputs(objective, factors), r_out)
-        for part, value in zip((first, core, last), factors, strict=True):
+        for part, value in zip((first, core, last), factors.balanced(), strict=True):
             write_weight_(part, value)
         objective.shift_bias_(self.bias(layer), self.weight(layer, objective.map))
 
