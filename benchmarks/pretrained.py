@@ -64,17 +64,18 @@ class Case:
 
 
 class Cells:
-    """Finished cells of a benchmark, in a file."""
+    """Finished cells of a benchmark, in a file; none begins later than SECONDS, if set."""
 
     def __init__(self, name: str) -> None:
         CACHE.mkdir(exist_ok=True)
         self._file = CACHE / f"pretrained-{name}.json"
+        self._end = time.monotonic() + float(os.environ.get("SECONDS", "inf"))
         found = json.loads(self._file.read_text()) if self._file.exists() else []
         self.rows: list[Row] = found
 
     def once(self, key: Row, make: Callable[[], Row]) -> None:
         """Make a cell unless it is there."""
-        if any(key.items() <= row.items() for row in self.rows):
+        if any(key.items() <= row.items() for row in self.rows) or time.monotonic() > self._end:
             return
         self.rows.append(key | make())
         partial = self._file.with_suffix(".partial")
