@@ -50,7 +50,7 @@ def case() -> Case:
 
     model, generator = network(), torch.Generator().manual_seed(0)
     pictures = [
-        torch.from_numpy(np.asarray(Image.open(file).convert("L"))).float()[None, None] / 255
+        torch.from_numpy(np.array(Image.open(file).convert("L"))).float()[None, None] / 255
         for file in sorted((SHARED / "set12").glob("*.png"))
     ]
     pairs = [(clean, noisy(clean, generator)) for clean in pictures]
