@@ -28,8 +28,11 @@ def case(depth: int, seed: int = 0) -> Case:
     return Case(
         f"cifar10-resnet{depth}", resnet(depth), ["conv1", "layer*"],
         list(x[order[:CALIBRATION]].split(128)), lambda net: 100 * bz.evaluate(net, test),
-        "accuracy %", (0.5, 0.33, 0.25, 0.125), ALL, tune if depth == 20 else None,
+        "accuracy %", (0.5, 0.33, 0.25, 0.125) if depth == 20 else (0.5, 0.25, 0.125), ALL,
+        tune if depth == 20 else None,
         [(m, k) for k in (0.25, 0.125, 0.5) for m in (OURS, "whitened SVD", "weight Tucker")],
+        ("multiply-adds", "bytes") if depth == 20 else ("multiply-adds",),
+        (0.5, 0.25),
         notes={"test_images": 10_000, "calibration": CALIBRATION, "seed": seed,
          "tuning": "3 epochs of 12,800 training images, AdamW"},
     )  # fmt: skip

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 import bozzetto as bz
 from bozzetto.batches import call
+from bozzetto.linalg import derive_seed
 from bozzetto.methods import LowRank, Method, Objective, Tucker, make_method
 from bozzetto.nn.parts import write_weight_
 from bozzetto.nn.sketched import Sketched
 from bozzetto.plan import Choice, Plan
+from bozzetto.prices import price_model
 from bozzetto.sites import Site, find_sites
 
 Fit = Callable[[Method, nn.Module, Site], None]
+Kept = Callable[[nn.Module], float]  # a small network -> what it keeps
 
 
 def compressible(model: nn.Module, layers: Sequence[str]) -> dict[str, Site]:
@@ -48,7 +51,9 @@ def uniform(
     for path in large:
         site = sites[path]
         if (size := method.most(site.map, keep)) > 0:
-            choices[path] = Choice(name, size, 0, method.values(site.map, size))
+            values = method.values(site.map, size)
+            seed = derive_seed(0, path)
+            choices[path] = Choice(name, size, seed, values, options=method.options())
     small = bz.rebuild(model, Plan(choices, {}))
     sites = compressible(model, layers)
     for path in choices:
@@ -60,10 +65,7 @@ def plain_svd(
     model: nn.Module, layers: Sequence[str], keep: float, batches: Sequence[Any]
 ) -> nn.Module:
     """The truncated SVD of the weights, batch norms estimated anew."""
-    small = uniform(
-        model, layers, keep, LowRank(), "lowrank",
-        lambda method, layer, site: method.fit_(layer, Objective(site.map)),
-    )  # fmt: skip
+    small = uniform(model, layers, keep, LowRank(), "lowrank", _fit_plainly)
     return estimate_batch_norms(small, batches)
 
 
@@ -114,13 +116,21 @@ def weight_tucker(
             if site.map.bias is not None:
                 cast(Tensor, outer.bias).copy_(site.map.bias)
 
-    convolutions = [
-        p for p, s in compressible(model, layers).items() if Tucker().most(s.map, keep) > 0
-    ]
-    rest = [p for p in compressible(model, layers) if p not in convolutions]
+    return estimate_batch_norms(_tucker(model, layers, keep, fit, _fit_plainly), batches)
+
+
+def _tucker(
+    model: nn.Module, layers: Sequence[str], keep: float, fit: Fit, fit_rest: Fit
+) -> nn.Module:
+    sites = compressible(model, layers)
+    convolutions = [p for p, s in sites.items() if Tucker().most(s.map, keep) > 0]
+    rest = [path for path in sites if path not in convolutions]
     small = uniform(model, convolutions, keep, Tucker(), "tucker", fit) if convolutions else model
-    small = plain_svd(small, rest, keep, batches) if rest else small
-    return estimate_batch_norms(small, batches)
+    return uniform(small, rest, keep, LowRank(), "lowrank", fit_rest) if rest else small
+
+
+def _fit_plainly(method: Method, layer: nn.Module, site: Site) -> None:
+    method.fit_(layer, Objective(site.map))
 
 
 def unbiased(
@@ -130,7 +140,6 @@ def unbiased(
 
     Batch norms are estimated anew.
     """
-    method = make_method("sketched", {"family": "sign"})
 
     def fit(method: Method, layer: nn.Module, site: Site) -> None:
         w = site.map.matrix()
@@ -139,30 +148,72 @@ def unbiased(
         if site.map.bias is not None:
             cast(Tensor, method.bias(layer)).data.copy_(site.map.bias)
 
-    small = uniform(model, layers, keep, method, "sketched", fit)
+    small = uniform(model, layers, keep, _signs(), "sketched", fit)
     return estimate_batch_norms(small, batches)
 
 
+def _signs() -> Method:
+    return make_method("sketched", {"family": "sign"})
+
+
 def pruned(
-    model: nn.Module, layers: Sequence[str], keep: float, batches: Sequence[Any]
+    model: nn.Module,
+    layers: Sequence[str],
+    keep: float,
+    batches: Sequence[Any],
+    kept: Kept | None = None,
 ) -> nn.Module:
-    """Structural pruning by magnitude over all groups (torch-pruning), to the same values."""
+    """Structural pruning by magnitude over all groups (torch-pruning), until `keep` is kept."""
     tp = import_module("torch_pruning")
     small = copy.deepcopy(model)
     example = batches[0][0] if isinstance(batches[0], tuple | list) else batches[0]
-    sites = compressible(small, layers)
-    target = sum(s.map.weight.numel() for s in sites.values())
+    whole = _values(small, layers)
     heads = [m for m in small.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
     pruner = tp.pruner.BasePruner(
         small, example, importance=tp.importance.GroupMagnitudeImportance(), global_pruning=True,
         pruning_ratio=0.95, iterative_steps=200, ignored_layers=heads,
     )  # fmt: skip
     for _ in range(200):
-        left = sum(s.map.weight.numel() for s in compressible(small, layers).values())
-        if left <= keep * target:
+        if (_values(small, layers) / whole if kept is None else kept(small)) <= keep:
             break
         pruner.step()
     return estimate_batch_norms(small, batches)
+
+
+def _values(model: nn.Module, layers: Sequence[str]) -> int:
+    return sum(s.map.weight.numel() for s in compressible(model, layers).values())
+
+
+def by_multiply_adds(
+    peer: str, model: nn.Module, layers: Sequence[str], keep: float, batches: Sequence[Any]
+) -> nn.Module:
+    """A peer at the fraction of values that keeps at most `keep` of the multiply-adds."""
+    whole = price_model(model, batches[0]).flops
+
+    def kept(small: nn.Module) -> float:
+        return price_model(small, batches[0]).flops / whole
+
+    if peer == "pruning":
+        return pruned(model, layers, keep, batches, kept)
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        fits = kept(_shape(peer, model, layers, middle)) <= keep
+        low, high = (middle, high) if fits else (low, middle)
+    return PEERS[peer](model, layers, low, batches)
+
+
+def _shape(peer: str, model: nn.Module, layers: Sequence[str], keep: float) -> nn.Module:
+    """A peer's network without its weights."""
+
+    def leave(*_: object) -> None:
+        pass
+
+    if peer == "weight Tucker":
+        return _tucker(model, layers, keep, leave, leave)
+    if peer == "unbiased estimate":
+        return uniform(model, layers, keep, _signs(), "sketched", leave)
+    return uniform(model, layers, keep, LowRank(), "lowrank", leave)
 
 
 def int8(model: nn.Module, layers: Sequence[str]) -> nn.Module:
@@ -185,4 +236,4 @@ PEERS: Mapping[str, Callable[..., nn.Module]] = {
     "pruning": pruned,
     "unbiased estimate": unbiased,
 }
-__all__ = ["PEERS", "compressible", "int8"]
+__all__ = ["PEERS", "by_multiply_adds", "compressible", "int8"]

@@ -1,13 +1,13 @@
 """Trained networks made smaller by this library and by others, on the same data at the same sizes.
 
 A cell is (network, method, keep, tuned or not); `keep` is the fraction of the values of the layers
-that may change. Cells are kept in benchmarks/cache, so that a run goes on where it was stopped.
+that may change. Cells are kept in benchmarks/cache, so that a run goes on where it was stopped; a
+cache that is not there begins with the cells of the results file (delete those to make them anew).
 """
 
 import copy
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch import nn
 
 import bozzetto as bz
 from bozzetto.compress import Survey, survey
 from bozzetto.prices import price_model
-from peers import PEERS, compressible, int8
+from peers import PEERS, by_multiply_adds, compressible, int8
 
 HERE = Path(__file__).parent
 CACHE = HERE / "cache"
@@ -46,6 +47,8 @@ class Case:
         tune: a small network and the target -> the small one tuned, the same way for everyone.
         tuned: (method, keep) that are tuned.
         bounds: what else ours is asked to keep.
+        equal: fractions of the multiply-adds at which the others are measured too.
+        draws: other calibration data, on each of which ours is measured again.
         notes: facts for the file.
     """
 
@@ -60,6 +63,8 @@ class Case:
     tune: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     tuned: Sequence[tuple[str, float]] = ()
     bounds: Sequence[str] = ("multiply-adds", "bytes")
+    equal: Sequence[float] = ()
+    draws: Sequence[Sequence[Any]] = ()
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,8 +75,12 @@ class Cells:
         CACHE.mkdir(exist_ok=True)
         self._file = CACHE / f"pretrained-{name}.json"
         self._end = time.monotonic() + float(os.environ.get("SECONDS", "inf"))
-        found = json.loads(self._file.read_text()) if self._file.exists() else []
-        self.rows: list[Row] = found
+        results = HERE / "results" / f"{name}.json"
+        self.rows: list[Row] = []
+        if self._file.exists():
+            self.rows = json.loads(self._file.read_text())
+        elif results.exists():
+            self.rows = json.loads(results.read_text())["rows"]
 
     def once(self, key: Row, make: Callable[[], Row]) -> None:
         """Make a cell unless it is there."""
@@ -117,13 +126,15 @@ def study(case: Case) -> Row:
     def delivered(method: str, keep: float) -> tuple[nn.Module, float]:
         began = time.perf_counter()
         if method == OURS:
-            keep_all = (total - free + keep * free) / total
-            small, _ = surveyed().compress(bz.Budget(params=keep_all))
+            small, _ = surveyed().compress(_of_layers(keep, free, total))
         elif method == f"{OURS} by multiply-adds":
             small, _ = surveyed().compress(bz.Budget(flops=keep))
         elif method == f"{OURS} by bytes":  # of the whole network; bits of signs count
             budget = bz.Budget(bytes=keep)
             small, _ = bz.compress(case.model, budget, case.calibration, layers=case.layers)
+        elif method.endswith(" by multiply-adds"):
+            peer = method.removesuffix(" by multiply-adds")
+            small = by_multiply_adds(peer, case.model, case.layers, keep, case.calibration)
         else:
             small = PEERS[method](case.model, case.layers, keep, case.calibration)
         networks[method, keep] = small
@@ -133,7 +144,18 @@ def study(case: Case) -> Row:
         for keep in case.keeps:
             key = {"method": method, "keep": keep, "tuned": False}
             cells.once(key, lambda m=method, k=keep: measure(*delivered(m, k)))
+    for peer in case.peers:
+        for keep in case.equal:
+            method = f"{peer} by multiply-adds"
+            key = {"method": method, "keep": keep, "tuned": False}
+            cells.once(key, lambda m=method, k=keep: measure(*delivered(m, k)))
     _rounded(case, cells, networks, delivered, measure)
+    for number, calibration in enumerate(case.draws, 1):
+        again = cache(lambda data=calibration: survey(case.model, data, layers=case.layers))
+        for keep in case.keeps:
+            key = {"method": OURS, "keep": keep, "tuned": False, "draw": number}
+            budget = _of_layers(keep, free, total)
+            cells.once(key, lambda s=again, b=budget: measure(s().compress(b)[0], 0.0))
     if case.tune is not None:
         for method, keep in case.tuned:
             cells.once(
@@ -144,14 +166,33 @@ def study(case: Case) -> Row:
     _plot(case, rows)
     table: dict[str, Row] = {}
     for row in rows:
-        place = f"{round(100 * row['keep'])}{'_tuned' if row['tuned'] else ''}"
-        table.setdefault(row["method"].replace(" ", "_"), {})[place] = row[case.unit]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return (
-        {"table": table, "rows": rows, "unit": case.unit, "layers_values": free, "values": total}
-        | case.notes
-        | {"peak GiB of the last run": round(peak, 2)}
-    )
+        if "draw" not in row:
+            place = f"{round(100 * row['keep'])}{'_tuned' if row['tuned'] else ''}"
+            table.setdefault(row["method"].replace(" ", "_"), {})[place] = row[case.unit]
+    return {
+        "table": table,
+        "draws": _spread(case, rows),
+        "rows": rows,
+        "unit": case.unit,
+        "layers_values": free,
+        "values": total,
+    } | case.notes
+
+
+def _of_layers(keep: float, free: int, total: int) -> bz.Budget:
+    """A fraction of the values of the layers that may change, as one of the whole."""
+    return bz.Budget(params=(total - free + keep * free) / total)
+
+
+def _spread(case: Case, rows: Sequence[Row]) -> dict[str, Row]:
+    """Mean and standard deviation of ours over the draws of calibration data."""
+    found: dict[str, Row] = {}
+    for keep in case.keeps if case.draws else ():
+        own = [r for r in rows if (r["method"], r["keep"], r["tuned"]) == (OURS, keep, False)]
+        value = [row[case.unit] for row in own]
+        spread = {"mean": float(np.mean(value)), "deviation": float(np.std(value, ddof=1))}
+        found[f"{round(100 * keep)}"] = {"draws": len(value)} | spread
+    return found
 
 
 def _rounded(
@@ -198,7 +239,7 @@ def _plot(case: Case, rows: Sequence[Row]) -> None:
             points = sorted(
                 (row["values_kept"], row[case.unit])
                 for row in rows
-                if row["method"] == method and row["tuned"] is tuned
+                if row["method"] == method and row["tuned"] is tuned and "draw" not in row
             )
             if points:
                 label = f"{method}, tuned" if tuned else method
