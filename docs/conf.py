@@ -1,20 +1,32 @@
 """How the pages are built: `make docs`."""
 
+import os
 import re
 from importlib import metadata
 
+from docutils import nodes
+from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 project = "Bozzetto"
 copyright = "2026, The Bozzetto developers"
 author = "The Bozzetto developers"
 release = metadata.version("bozzetto")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
 html_theme = "furo"
 html_title = f"Bozzetto {release}"
-exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence"]
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
+exclude_patterns = ["_build", "gallery/*.ipynb", "sg_execution_times.rst"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
 default_role = "literal"  # docstrings write code in single backticks
@@ -29,6 +41,22 @@ autodoc_default_options = {
 }
 napoleon_numpy_docstring = False
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"trajectory\.py",  # it reads data from beside a checkout
+    "capture_repr": (),
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "min_reported_time": 1e9,
+    "write_computation_times": False,
+    "remove_config_comments": True,
+}
+
 _CODE = re.compile(r"(`+[^`]*`+)")
 _MARKUP = re.compile(r"([\\*|]|(?<=\w)_(?!\w|(?:, \w+)*:))")
 
@@ -42,6 +70,21 @@ def _read_as_text(
     lines[:] = "".join(parts).split("\n")
 
 
+def _inline(self: HTML5Translator, node: nodes.math) -> None:
+    self.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(self: HTML5Translator, node: nodes.math_block) -> None:
+    formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
+    self.body.append(f'<div class="math">{formula}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
-    """Connect before napoleon, which reads the sections."""
+    """Connect before napoleon, which reads the sections; write formulas as MathML.
+
+    Browsers show MathML by themselves, so that pages can be read without a network.
+    """
     app.connect("autodoc-process-docstring", _read_as_text, priority=400)
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
