@@ -83,6 +83,7 @@ RECIPES = {
     "interpolatron": Recipe(epochs=3, optimizer=interpolated),
     "anderson": Recipe(epochs=3, optimizer=mixed),
     "bfloat16": Recipe(epochs=3, lr=0.01, precision="bfloat16"),
+    "best": Recipe(epochs=3, lr=0.3, deliver="best", dropout=0.2),
 }
 
 

@@ -63,6 +63,8 @@ def test_an_unknown_field_is_refused():
         ("temperature", 0.0, "temperature needs to be > 0"),
         ("clip", 0.0, "clip needs to be > 0"),
         ("ema", 1.0, r"ema needs to be in \(0, 1\)"),
+        ("dropout", 1.0, r"dropout needs to be in \[0, 1\)"),
+        ("deliver", "first", "deliver needs to be one of"),
         ("optimizer", "lion", r"\['sgd', 'adam', 'adamw'\] or a callable; got 'lion'"),
         ("schedule", "linear", "schedule needs to be one of"),
         ("loss", "l1", "loss needs to be one of.*or a callable; got 'l1'"),

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from bozzetto.batches import Batch, batch_size, call, device_of, in_mode, split_batch, to
 from bozzetto.train.checkpoint import read_checkpoint, write_checkpoint
+from bozzetto.train.dropout import dropping
 from bozzetto.train.features import Found, captured, check_features, feature_loss
 from bozzetto.train.history import Diverged, History, Progress
+from bozzetto.train.loading import check_reusable, check_teacher, groups_of, steps_of
 from bozzetto.train.metrics import Metric, evaluate
 from bozzetto.train.objective import objective
 from bozzetto.train.processes import Alone, together
@@ -54,7 +56,8 @@ def train(
             loader's own affair; see `Recipe.seed` and `Randomness`.
         recipe: how.
         teacher: a model of the same outputs, which is not changed; batches need no target then.
-        val: labelled batches on which the metrics are measured after every epoch.
+        val: batches on which the metrics are measured after every epoch, where they are labelled,
+            and with `Recipe.deliver="best"` the objective.
         metric: as in `evaluate`.
         callbacks: each is called with a Progress after every step and every epoch.
         checkpoint: file that holds the whole run after every epoch. If it exists, the run goes on
@@ -72,13 +75,15 @@ def train(
         ValueError: if the loader is empty or cannot be iterated again, or a batch does not fit.
         OSError: if a checkpoint cannot be written; the previous one is still there.
     """
-    _check_reusable("loader", loader, recipe.epochs)
-    _check_reusable("val", val, recipe.epochs)
-    _check_teacher(model, teacher)
+    check_reusable("loader", loader, recipe.epochs)
+    check_reusable("val", val, recipe.epochs)
+    check_teacher(model, teacher)
     check_features(model, teacher, recipe.features)
+    if recipe.deliver == "best" and val is None:
+        raise ValueError("deliver='best' needs batches to choose on: val; got none")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError(f"checkpoint_every needs a checkpoint and >= 1; got {checkpoint_every}")
-    steps = _steps_of(loader, recipe.accumulate)
+    steps = steps_of(loader, recipe.accumulate)
     processes = together(accelerator)
     run = Run(model, recipe, steps=steps, distilled=teacher is not None, processes=processes)
     loop = _Loop(
@@ -95,44 +100,12 @@ def train(
     )
     with ExitStack() as borrowed:
         borrowed.enter_context(in_mode(model, training=True))
+        if recipe.dropout is not None:
+            borrowed.enter_context(dropping(model, recipe.dropout))
         if teacher is not None:
             borrowed.enter_context(in_mode(teacher, training=False))
         borrowed.enter_context(loop.random.borrowed())
         return loop.run_all()
-
-
-def _check_reusable(name: str, batches: Iterable[Batch] | None, epochs: int) -> None:
-    if isinstance(batches, Iterator) and epochs > 1:
-        raise ValueError(
-            f"{epochs} epochs need a {name} that can be iterated again, as a list or a DataLoader; "
-            f"got a {type(batches).__name__}, which ends after the first"
-        )
-
-
-def _check_teacher(model: nn.Module, teacher: nn.Module | None) -> None:
-    theirs = set() if teacher is None else {id(p) for p in teacher.parameters()}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) in theirs:
-            raise ValueError(
-                f"the teacher needs weights of its own; it shares {name} with the model"
-            )
-
-
-def _steps_of(loader: Iterable[Batch], accumulate: int) -> int | None:
-    """Steps of one epoch; None if the loader does not know its length."""
-    try:
-        length = len(loader)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return None
-    if not length:
-        raise ValueError("training needs at least one batch; the loader has none")
-    return -(-length // accumulate)
-
-
-def _groups(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    batches = iter(loader)
-    while group := list(islice(batches, size)):
-        yield group
 
 
 @dataclass
@@ -159,6 +132,8 @@ class _Loop:
         if self.checkpoint is not None:
             self._open(self.checkpoint)
         try:
+            if run.recipe.deliver == "best" and run.best is None:
+                run.consider(self._held_out())
             while run.epoch < run.recipe.epochs:
                 self._epoch()
         finally:
@@ -206,7 +181,7 @@ class _Loop:
         """The steps of an epoch, or those that are left of it."""
         run = self.run
         self.random.begin(run.epoch)
-        groups = _groups(self.loader, run.recipe.accumulate)
+        groups = groups_of(self.loader, run.recipe.accumulate)
         if run.step and self.resumed is not None:
             for _ in islice(groups, run.step):
                 pass
@@ -273,8 +248,27 @@ class _Loop:
     def _validate(self) -> dict[str, float]:
         if self.val is None:
             return {}
+        scores: dict[str, float] = {}
+        best = self.run.recipe.deliver == "best"
         with self.run.evaluated():
-            return evaluate(self.run.model, self.val, self.metrics)
+            if not best or split_batch(next(iter(self.val)))[2] is not None:
+                scores = evaluate(self.run.model, self.val, self.metrics)
+        if best:
+            scores["objective"] = self._held_out()
+            self.run.consider(scores["objective"])
+        return scores
+
+    def _held_out(self) -> float:
+        """The mean of the objective over all samples of `val`."""
+        total, count = 0.0, 0
+        model = self.run.model
+        with self.run.evaluated(), in_mode(model, training=False), torch.no_grad():
+            for batch in self.val or ():
+                size = batch_size(batch)
+                total, count = total + size * float(self._loss(batch)), count + size
+        if not count or not math.isfinite(total):
+            raise ValueError(f"deliver='best' needs val to give a finite loss; got {total}")
+        return total / count
 
     def _tell(self, loss: float, metrics: dict[str, float]) -> None:
         run, seconds = self.run, time.perf_counter() - self.began

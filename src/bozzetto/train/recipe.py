@@ -27,8 +27,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "feature_weight": (lambda value: 0 < value < inf, "> 0"),
     "clip": (lambda value: 0 < value < inf, "> 0"),
     "ema": (lambda value: 0 < value < 1, "in (0, 1)"),
+    "dropout": (lambda value: 0 <= value < 1, "in [0, 1)"),
 }
-_MAY_BE_NONE = ("lr", "weight_decay", "clip", "ema")
+_MAY_BE_NONE = ("lr", "weight_decay", "clip", "ema", "dropout")
+_DELIVERED = ("last", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,10 @@ class Recipe:
         ema: decay d of an exponential moving average of the weights, which is what is evaluated
             and delivered; at update t the decay is min(d, (1 + t) / (10 + t)), so that short runs
             forget the start. None delivers the last weights.
+        dropout: chance of every dropout in the model while it trains; None leaves each its own.
+        deliver: "last", or "best": of the weights before training and after each epoch those of
+            the lowest objective on `val`, which then needs no labels; so training never ends
+            worse by what it minimises than it began.
         accumulate: batches whose gradients make one step, each counted by its size.
         precision: "float32" (as the model is) or "bfloat16" (autocast).
         seed: of dropout and of the order of a loader that shuffles.
@@ -88,6 +94,8 @@ class Recipe:
     feature_weight: float = 1.0
     clip: float | None = None
     ema: float | None = None
+    dropout: float | None = None
+    deliver: Literal["last", "best"] = "last"
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -102,8 +110,12 @@ class Recipe:
         _check_name("loss", self.loss, ["auto", *LOSSES], or_callable=True)
         _check_name("schedule", self.schedule, SCHEDULES, or_callable=False)
         _check_name("precision", self.precision, _PRECISIONS, or_callable=False)
-        if isinstance(self.features, str) or not all(isinstance(f, str) for f in self.features):
+        _check_name("deliver", self.deliver, _DELIVERED, or_callable=False)
+        paths = self.features if isinstance(self.features, Sequence) else [None]
+        if isinstance(paths, str) or not all(isinstance(path, str) for path in paths):
             raise TypeError(f"features needs a sequence of paths; got {self.features!r}")
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"settings needs a mapping; got {self.settings!r}")
         object.__setattr__(self, "features", tuple(self.features))  # as a file gives a list
         if self.settings and callable(self.optimizer):
             raise ValueError("settings are of a named optimizer; a callable sets its own")
@@ -128,7 +140,10 @@ class Recipe:
 
         Raises:
             ValueError: if a field is unknown or out of range.
+            TypeError: for something else than a mapping, or a field of another type.
         """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a recipe is a mapping of its fields; got {data!r}")
         known = [f.name for f in fields(cls)]
         if unknown := sorted(data.keys() - set(known)):
             raise ValueError(f"a recipe has the fields {known}; got {unknown}")

@@ -31,6 +31,7 @@ class Run:
         epoch: epochs that are complete.
         step: steps done in the current epoch.
         steps: steps of every epoch; None if not known.
+        best: {"objective": lowest held out so far, "weights": of then}; None before the first.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Run:
         self.network, self.optimizer = processes.prepare(model, _optimizer(model, recipe))
         self.highest = [group["lr"] for group in self.optimizer.param_groups]
         self.average = self.weights() if recipe.ema else None
+        self.best: dict[str, Any] | None = None
         self.epoch, self.step = 0, 0
         self.losses: list[float] = []
         self.rates: list[float] = []
@@ -90,6 +92,12 @@ class Run:
         state = self.model.state_dict().items()
         return {name: v.clone() if isinstance(v, Tensor) else deepcopy(v) for name, v in state}
 
+    def consider(self, objective: float) -> None:
+        """Keep the weights that would be delivered now if none before had a lower objective."""
+        if self.best is None or objective < self.best["objective"]:
+            with self.evaluated():
+                self.best = {"objective": objective, "weights": self.weights()}
+
     def history(self) -> History:
         """So far."""
         return History(tuple(self.losses), tuple(self.rates), tuple(self.epochs))
@@ -109,9 +117,9 @@ class Run:
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """The model at the weights that would be delivered now; afterwards it trains on."""
+        """The model at the weights that it has now; afterwards it trains on."""
         live = self.weights() if self.average is not None else None
-        self.deliver()
+        self._settle()
         try:
             yield
         finally:
@@ -121,6 +129,12 @@ class Run:
 
     def deliver(self) -> None:
         """Leave the model at the weights that the recipe says."""
+        self._settle()
+        if self.best is not None:
+            self.model.load_state_dict(self.best["weights"])
+
+    def _settle(self) -> None:
+        """The model at the average, or the optimiser's point for evaluation."""
         self._switch("eval")
         if self.average is not None:
             self.model.load_state_dict(self.average)
@@ -137,6 +151,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "best": self.best,
             "place": (self.epoch, self.step),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "rates": torch.tensor(self.rates, dtype=torch.float64),
@@ -158,6 +173,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average = to(state["average"], device_of(self.model))
+        self.best = to(state["best"], device_of(self.model))
         self.epoch, self.step = state["place"]
         self.losses, self.rates = state["losses"].tolist(), state["rates"].tolist()
         self.epochs = state["epochs"]
