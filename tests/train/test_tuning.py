@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_best_of_the_averages_is_that_of_what_is_evaluated() -> None:
 
 
 @pytest.mark.parametrize("val", [None, []])
-def test_choosing_the_best_needs_something_to_choose_on(val: list[object] | None) -> None:
+def test_choosing_the_best_needs_something_to_choose_on(val: list[Tensor] | None) -> None:
     student, teacher = pairs()
     with pytest.raises(ValueError, match="deliver='best' needs"):
         bz.train(student, [(X, None)], bz.Recipe(deliver="best"), teacher=teacher, val=val)
@@ -83,7 +84,7 @@ def test_choosing_the_best_needs_something_to_choose_on(val: list[object] | None
 def test_dropout_is_as_the_recipe_says_and_then_as_before() -> None:
     teacher = network()
     plain, without = copy.deepcopy(teacher), copy.deepcopy(teacher)
-    plain[2].p = 0.0
+    cast(Any, plain[2]).p = 0.0
     recipe = bz.Recipe(epochs=1, loss="mse", distillation=1.0)
     other = network()
     for model, used in ((plain, recipe), (without, replace(recipe, dropout=0.0))):
@@ -94,10 +95,11 @@ def test_dropout_is_as_the_recipe_says_and_then_as_before() -> None:
 
 def test_modules_that_hold_a_chance_drop_by_it_too() -> None:
     attention = bz.expand(nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True))
-    model = nn.ModuleList([attention, nn.LSTM(4, 4, 2, dropout=0.2), nn.Dropout2d(0.1)])
+    parts: list[Any] = [attention, nn.LSTM(4, 4, 2, dropout=0.2), nn.Dropout2d(0.1)]
+    model = nn.ModuleList(parts)
 
     def chances() -> list[float]:
-        return [model[0].dropout, model[1].dropout, model[2].p]
+        return [parts[0].dropout, parts[1].dropout, parts[2].p]
 
     with dropping(model, 0.0):
         assert chances() == [0.0, 0.0, 0.0]
