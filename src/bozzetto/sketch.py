@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bozzetto.fold import fold, unfold
 from bozzetto.linalg import (
     derive_seed,
     random_integers,
@@ -61,6 +62,10 @@ class Sketch(nn.Module, ABC):
     @abstractmethod
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Uᵀ y along axis `dim`: (..., k, ...) -> (..., n, ...)."""
+
+    def up_onto(self, base: Tensor, y: Tensor, dim: int = -1) -> Tensor:
+        """Base + Uᵀ y; the base broadcasts to the result and has length n along `dim`."""
+        return _sized(base, dim, self.n) + self.up(y, dim)
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -140,7 +145,7 @@ class Gauss(_Dense, name="gauss"):
         return (self.n + 1) / self.k
 
 
-def _orthogonal(n: int) -> Tensor:
+def orthogonal(n: int) -> Tensor:
     """A symmetric orthogonal (n, n) with entries of one size: Hadamard ⊗ Hartley, float64.
 
     Hadamard (Sylvester) for the power of two in n, the discrete Hartley transform
@@ -183,8 +188,8 @@ class Hadamard(Sketch, name="hadamard"):
         self._store("place", torch.full((n,), k).index_copy(0, kept, torch.arange(k)))
         self._store("signs", random_signs(self._key("signs"), n).to(dtype))
         a, b = _balanced(n)
-        self._store("left", _orthogonal(a).to(dtype))
-        self._store("right", _orthogonal(b).to(dtype))
+        self._store("left", orthogonal(a).to(dtype))
+        self._store("right", orthogonal(b).to(dtype))
 
     def _transform(self, x: Tensor) -> Tensor:
         square = x.unflatten(-1, (len(self.left), len(self.right)))
@@ -262,25 +267,17 @@ class Fold(Count, name="fold"):
     def _draw_buckets(self) -> Tensor:
         return torch.arange(self.n) % self.k
 
-    @property
-    def _load(self) -> int:
-        return -(-self.n // self.k)
-
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Signs, then the sum of the blocks of length k."""
-        signed = _sized(x, dim, self.n) * _along(self.signs, x, dim)
-        dim = dim % x.ndim
-        missing = self._load * self.k - self.n
-        if missing:
-            signed = F.pad(signed, (0, 0) * (x.ndim - 1 - dim) + (0, missing))
-        return signed.unflatten(dim, (self._load, self.k)).sum(dim)
+        return fold(_sized(x, dim, self.n), self.signs, self.k, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Repeat the k values to length n, signed."""
-        y, dim = _sized(y, dim, self.k), dim % y.ndim
-        shape = (*y.shape[:dim], self._load, *y.shape[dim:])
-        tiled = y.unsqueeze(dim).expand(shape).flatten(dim, dim + 1).narrow(dim, 0, self.n)
-        return tiled * _along(self.signs, y, dim)
+        return unfold(_sized(y, dim, self.k), self.signs, dim)
+
+    def up_onto(self, base: Tensor, y: Tensor, dim: int = -1) -> Tensor:
+        """In the same pass."""
+        return unfold(_sized(y, dim, self.k), self.signs, dim, _sized(base, dim, self.n))
 
     def variance(self) -> float:
         """Σ load²/n − 1: n/k − 1 when k divides n."""

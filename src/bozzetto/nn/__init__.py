@@ -9,14 +9,16 @@ from bozzetto.nn.convs import (
     SketchConvTranspose3d,
 )
 from bozzetto.nn.layers import SketchEmbedding, SketchLinear
-from bozzetto.nn.parts import Down, Hashed, JointDown, Sum, Up
+from bozzetto.nn.parts import Down, Hashed, JointDown, Raised, Sum, Up
 from bozzetto.nn.signs import Signs
 from bozzetto.nn.sketched import Sketched
+from bozzetto.nn.stack import Stack
 
 __all__ = [
     "Down",
     "Hashed",
     "JointDown",
+    "Raised",
     "Signs",
     "SketchConv1d",
     "SketchConv2d",
@@ -27,6 +29,7 @@ __all__ = [
     "SketchEmbedding",
     "SketchLinear",
     "Sketched",
+    "Stack",
     "Sum",
     "Up",
 ]

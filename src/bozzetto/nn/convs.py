@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.nn.parts import Down, JointDown, Up, map_order
+from bozzetto.nn.parts import Down, JointDown, Raised, Up, map_order
 from bozzetto.nn.sketched import Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
 
@@ -66,9 +66,7 @@ class _SketchConv(Sketched):
         n, m, dim = in_channels // groups, out_channels // groups, -1 - self.spatial
 
         def outputs(sketch: Sketch, scale: float) -> nn.Module:
-            return nn.Sequential(
-                core(in_channels, sketch.k * groups), Up(sketch, dim, groups, scale)
-            )
+            return Raised(core(in_channels, sketch.k * groups), Up(sketch, dim, groups, scale))
 
         def inputs(sketch: Sketch, scale: float) -> nn.Module:
             wide = sketch.k * groups

@@ -1,17 +1,15 @@
 """Sketched linear layers and embeddings under torch's names, for networks written by hand."""
 
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from bozzetto.nn.parts import Down, Hashed, Up
+from bozzetto.nn.parts import Down, Hashed, Raised, Up
 from bozzetto.nn.sketched import Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
 
-Form = Literal["channel", "joint"]
-Size = int | tuple[int, ...]
 Place = torch.device | str | None
 
 
@@ -38,7 +36,7 @@ class SketchLinear(Sketched):
         core = partial(nn.Linear, bias=False, device=device, dtype=dtype)
 
         def outputs(sketch: Sketch, scale: float) -> nn.Module:
-            return nn.Sequential(core(in_features, sketch.k), Up(sketch, scale=scale))
+            return Raised(core(in_features, sketch.k), Up(sketch, scale=scale))
 
         def inputs(sketch: Sketch, scale: float) -> nn.Module:
             return nn.Sequential(Down(sketch, scale=scale), core(sketch.k, out_features))
@@ -108,7 +106,7 @@ class SketchEmbedding(Sketched):
     ) -> None:
         def outputs(sketch: Sketch, scale: float) -> nn.Module:
             table = nn.Embedding(num_embeddings, sketch.k, padding_idx, device=device, dtype=dtype)
-            return nn.Sequential(table, Up(sketch, scale=scale))
+            return Raised(table, Up(sketch, scale=scale))
 
         def inputs(sketch: Sketch, scale: float) -> nn.Module:
             table = torch.empty(sketch.k, embedding_dim, device=device, dtype=dtype)

@@ -1,9 +1,9 @@
-"""The parts of a sum of sketched terms (`Down`, `Up`, `JointDown`, `Hashed`) and the `Sum`."""
+"""The parts of a sum of sketched terms (`Down`, `Up`, `Raised`, …) and the `Sum`."""
 
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bozzetto.sketch import Sketch
 
@@ -39,13 +39,30 @@ class Down(Side):
 class Up(Side):
     """scale · Uᵀ along an axis: (..., g·k, ...) -> (..., g·m, ...)."""
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Bring the axis back."""
+    def forward(self, y: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Bring the axis back, and add it to `onto`: (g·m,), or of the result's shape."""
         y = y if self.scale == 1 else y * self.scale
-        if self.groups == 1:
-            return self.sketch.up(y, self.dim)
-        y = y.unflatten(self.dim, (self.groups, self.sketch.k))
-        return self.sketch.up(y, self.dim).flatten(self.dim - 1, self.dim)
+        if onto is not None:
+            onto = _along(onto, self.dim)
+        if self.groups > 1:
+            y = y.unflatten(self.dim, (self.groups, self.sketch.k))
+            if onto is not None:
+                onto = onto.unflatten(self.dim, (self.groups, self.sketch.n))
+        sketch, dim = self.sketch, self.dim
+        x = sketch.up(y, dim) if onto is None else sketch.up_onto(onto, y, dim)
+        return x if self.groups == 1 else x.flatten(self.dim - 1, self.dim)
+
+
+class Raised(nn.Sequential):
+    """A core, then `Up`, which can add to what is there."""
+
+    def forward(self, input: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Up(core(x)) + onto; whoever traces the graph gets the two apart."""
+        core, up = self
+        y = core(input)
+        if onto is None or isinstance(y, fx.Proxy):
+            return up(y) if onto is None else up(y) + onto
+        return up(y, onto)
 
 
 class JointDown(nn.Module):
@@ -111,14 +128,21 @@ class Sum(nn.Module):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The terms' outputs, added."""
-        first, *rest = self.terms
-        y = first(x)
-        for term in rest:
-            y = y + term(x)
-        if self.bias is None:
-            return y
-        return y + self.bias.reshape(-1, *[1] * (-1 - self.dim)).to(y.dtype)
+        """The terms' outputs, added; a `Raised` term adds in its own last pass."""
+        bias = self.bias
+        y = None
+        for term in self.terms:
+            if isinstance(term, Raised):
+                y, bias = term(x, bias if y is None else y), bias if y is not None else None
+            else:
+                y = term(x) if y is None else y + term(x)
+        assert y is not None
+        return y if bias is None else y + _along(bias, self.dim).to(y.dtype)
+
+
+def _along(bias: Tensor, dim: int) -> Tensor:
+    """A vector shaped to add along `dim`; anything else as it is."""
+    return bias if bias.ndim > 1 or dim == -1 else bias.reshape(-1, *[1] * (-1 - dim))
 
 
 def map_order(layer: nn.Module, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sketched layer: `terms` pairs of a fixed sketch and a trained core, and its exact fit."""
+"""The sketched layer: trained cores behind fixed sketches on either side, and its exact fit."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bozzetto.linalg import derive_seed, solve_psd
 from bozzetto.nn.parts import Down, Hashed, JointDown, Sum, Up, map_order, write_weight_
+from bozzetto.nn.stack import Stack
 from bozzetto.sketch import Sketch, make_sketch
 
 Sides = Literal["both", "in", "out"]
@@ -41,10 +42,11 @@ class Sketched(Sum):
     """The layer of Kasiviswanathan et al. (arXiv 1710.07850), channel-only form and its relatives.
 
     An input-side term is core·down, an output-side term up·core; one of each makes a pair of the
-    paper, "in" or "out" alone the one-sided forms. Every term is multiplied by 1/√(number of
-    terms), with cores drawn like the dense layer's weight: then the outputs' variance is the dense
-    layer's and, in the infinite-width limit, so is the tangent kernel. Sketches come again from
-    `seed`; only cores and bias are trained and stored.
+    paper, "in" or "out" alone the one-sided forms. The paper's l terms a side are one whose sketch
+    has the rows of l (`Stack`). Every side is multiplied by 1/√(number of sides), with cores drawn
+    like the dense layer's weight: then the outputs' variance is the dense layer's and, in the
+    infinite-width limit, so is the tangent kernel. Sketches come again from `seed`; only cores and
+    bias are trained and stored.
 
     Raises:
         ValueError: for terms or k below 1, or so large that nothing is saved.
@@ -79,15 +81,18 @@ class Sketched(Sum):
             wide: taps that an input-side sketch covers.
         """
         check_size(shape, k, terms, sides)
-        scale = (terms * (2 if sides == "both" else 1)) ** -0.5
+        scale = 2**-0.5 if sides == "both" else 1.0
+
+        def drawn(side: str, n: int, k: int) -> Sketch:
+            keys = (derive_seed(seed, side, t) for t in range(terms))
+            found = [make_sketch(family, n, k, key) for key in keys]
+            return found[0] if terms == 1 else Stack(found)
+
         parts = []
         if sides != "in":
-            keys = (derive_seed(seed, "out", t) for t in range(terms))
-            parts += [outputs(make_sketch(family, shape.m, k, key), scale) for key in keys]
+            parts.append(outputs(drawn("out", shape.m, k), scale))
         if sides != "out":
-            keys = (derive_seed(seed, "in", t) for t in range(terms))
-            size = (shape.n * wide, k * wide)
-            parts += [inputs(make_sketch(family, *size, key), scale) for key in keys]
+            parts.append(inputs(drawn("in", shape.n * wide, k * wide), scale))
         like = cast(nn.Parameter, next(parts[0].parameters()))
         values = like.new_empty(shape.m * shape.groups) if bias else None
         super().__init__(*parts, bias=values, dim=shape.dim)
