@@ -46,6 +46,7 @@ ASIDE: dict[str, set[str]] = {
     "analysis.certificate": ALL_OF_IT,  # it judges what a plan made
     "analysis.front": {"batches", "prices"},
     "analysis.kernel": {"batches", "linalg", "tangent"},
+    "analysis.spectrum": ALL_OF_IT,
     "tangent": {"batches", "linalg"},
     "regress": {"linalg", "tensors", "sketch"},
     "testing": ALL_OF_IT,
