@@ -13,14 +13,17 @@ from torch.autograd import Function
 
 __all__ = ["fold", "unfold"]
 
-# Values for which one pass saved outweighs the overhead of one operation more (measured).
-_PASS = 1 << 15
+# Values from which on a pass saved outweighs another operation, and a gradient written in Python
+# what autograd makes of two operations; measured by `benchmarks/run.py layers`' machine.
+_PASS, _GRADIENT = 1 << 15, 1 << 18
 
 
 def fold(x: Tensor, signs: Tensor, k: int, dim: int = -1) -> Tensor:
     """y_j = Σ_i signs_(ik+j) · x_(ik+j) along `dim`: (..., n, ...) -> (..., k, ...); signs (n,)."""
-    signs, dim = signs.to(x.dtype), dim % x.ndim - x.ndim
-    return _Fold.apply(x, signs, k, dim) if _trains(x) else _fold(x, signs, k, dim)
+    signs = signs if signs.dtype is x.dtype else signs.to(x.dtype)
+    dim = dim if dim < 0 else dim - x.ndim
+    trains = x.requires_grad and _own_gradient(x.numel())
+    return _Fold.apply(x, signs, k, dim) if trains else _fold(x, signs, k, dim)
 
 
 def unfold(y: Tensor, signs: Tensor, dim: int = -1, onto: Tensor | None = None) -> Tensor:
@@ -28,21 +31,23 @@ def unfold(y: Tensor, signs: Tensor, dim: int = -1, onto: Tensor | None = None) 
 
     `onto` broadcasts to the result, with the length n along `dim`.
     """
-    signs, dim = signs.to(y.dtype), dim % y.ndim - y.ndim
+    signs = signs if signs.dtype is y.dtype else signs.to(y.dtype)
+    dim = dim if dim < 0 else dim - y.ndim
+    trains = y.requires_grad or (onto is not None and onto.requires_grad)
     onto = onto if onto is None else onto.to(y.dtype)
-    if _trains(y) or (onto is not None and _trains(onto)):
+    if trains and _own_gradient(y.numel() // y.shape[dim] * len(signs)):
         return _Unfold.apply(y, signs, dim, onto)
     return _unfold(y, signs, dim, onto)
 
 
-def _trains(x: Tensor) -> bool:
+def _own_gradient(count: int) -> bool:
     """Whether to take the gradient written here; a compiler writes its own."""
-    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and count >= _GRADIENT and torch.is_grad_enabled()
 
 
 def _fold(x: Tensor, signs: Tensor, k: int, dim: int) -> Tensor:
     n = len(signs)
-    signs = signs.view(-1, *[1] * (-1 - dim))
+    signs = signs if dim == -1 else signs.view(-1, *[1] * (-1 - dim))
     if not torch.compiler.is_compiling() and _in_blocks(x, n, k):
         y = x.narrow(dim, 0, k) * signs[:k]
         for start in range(k, n, k):
@@ -57,23 +62,27 @@ def _fold(x: Tensor, signs: Tensor, k: int, dim: int) -> Tensor:
 
 
 def _in_blocks(x: Tensor, n: int, k: int) -> bool:
-    """Whether a pass over each block beats two over all: not where rounding would add up."""
-    exact = x.dtype in (torch.float32, torch.float64)
-    return exact and x.numel() >= _PASS * -(-n // k)
+    """Whether a pass over each block beats two over all.
+
+    Not where rounding would add up, nor where autograd would write a pass for each block.
+    """
+    many = x.numel() >= _PASS * -(-n // k) and x.dtype in (torch.float32, torch.float64)
+    return many and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def _unfold(y: Tensor, signs: Tensor, dim: int, onto: Tensor | None = None) -> Tensor:
     n, k = len(signs), y.shape[dim]
-    signs = signs.view(-1, *[1] * (-1 - dim))
+    signs = signs if dim == -1 else signs.view(-1, *[1] * (-1 - dim))
     if k == n:
         return _signed(y, signs, onto)
     whole = n - n % k
-    blocks = signs[:whole].unflatten(dim, (-1, k))
-    base = onto if onto is None else onto.narrow(dim, 0, whole).unflatten(dim, (-1, k))
+    left, first = n - whole, signs if whole == n else signs[:whole]
+    base = onto if onto is None or not left else onto.narrow(dim, 0, whole)
+    base = base if base is None else base.unflatten(dim, (-1, k))
+    blocks = first.unflatten(dim, (-1, k))
     x = _signed(y.unsqueeze(dim - 1), blocks, base).flatten(dim - 1, dim)
-    if whole == n:
+    if not left:
         return x
-    left = n - whole
     base = onto if onto is None else onto.narrow(dim, whole, left)
     return torch.cat([x, _signed(y.narrow(dim, 0, left), signs[whole:], base)], dim)
 
