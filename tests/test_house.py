@@ -51,9 +51,10 @@ ASIDE: dict[str, set[str]] = {
     "regress": {"linalg", "tensors", "sketch"},
     "testing": ALL_OF_IT,
     "report": set(),
-    "images": set(),
+    "parquet": set(),
+    "images": {"parquet"},
     "data": {PUBLIC, "batches", "images", "io", "plan"},
-    "trajectory": {PUBLIC, "nn", "io"},
+    "trajectory": {PUBLIC, "nn", "io", "parquet"},
     "demo": ALL_OF_IT | {PUBLIC, "analysis", "report"},  # it shows every part at work
     "terminal": {"batches", "report"},
     "cli": {

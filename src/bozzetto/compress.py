@@ -225,13 +225,25 @@ def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = No
     for path, choice in made.choices.items():
         if path not in sites:
             raise ValueError(f"the plan is for another model: it has no layer {path!r}")
+        _check_size(path, choice, sites[path])
         small = _rebuild_site_(small, sites[path], choice, None if stats is None else stats[path])
-    if made.small and count_params(small) != made.small["params"]:
+    if made.small and count_params(small) != made.small.get("params"):
         raise ValueError(
-            f"the plan is for another model: it makes {made.small['params']} values, this one "
+            f"the plan is for another model: it makes {made.small.get('params')} values, this one "
             f"{count_params(small)}"
         )
     return small
+
+
+def _check_size(path: str, choice: Choice, site: Site) -> None:
+    """Refuse what is no smaller form of a layer before memory is taken for it."""
+    m = site.map
+    method = make_method(choice.method, choice.options)
+    if (values := method.values(m, choice.size)) >= m.weight.numel():
+        raise ValueError(
+            f"the plan is for another model: {choice.method!r} of size {choice.size} has {values} "
+            f"values, not fewer than the {m.weight.numel()} of {path!r}"
+        )
 
 
 def _rebuild_site_(model: nn.Module, site: Site, choice: Choice, stats: Stats | None) -> nn.Module:

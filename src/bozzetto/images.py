@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bozzetto.parquet import read_columns
+
 __all__ = ["hub_batches", "image_batches"]
 
+_FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]  # no other decoder is let near
+_MOST_PIXELS = 1 << 24  # of a picture: a small file can claim any size
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
 _PICTURES = ("image", "img")
 _GREY, _DEEP = {"1", "L", "LA"}, {"I", "F", "I;16"}
@@ -121,10 +125,14 @@ class _Images(Dataset[tuple[Tensor, int]], ABC):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         import PIL.Image
+        import PIL.TiffImagePlugin  # what `open` would look for among all decoders
+        import PIL.WebPImagePlugin
 
         name, file, label = self.opened(index)
         try:
-            with PIL.Image.open(file) as picture:
+            with PIL.Image.open(file, formats=_FORMATS) as picture:
+                if picture.width * picture.height > _MOST_PIXELS:
+                    raise ValueError(f"it has more than {_MOST_PIXELS} pixels: {picture.size}")
                 if picture.mode in _DEEP:
                     raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode})")
                 if self.mode is None:
@@ -158,7 +166,7 @@ class _ParquetImages(_Images):
         try:
             names = parquet.read_schema(files[0]).names
             column = _column(names, files[0])
-            tables = [parquet.read_table(file, columns=[column, "label"]) for file in files]
+            tables = [read_columns(file, [column, "label"]) for file in files]
             table = pa.concat_tables(tables)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{files[0].parent} has damaged parquet files: {error}") from error

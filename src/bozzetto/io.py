@@ -1,11 +1,12 @@
 """Saving and loading small networks as data: plan.json and model.safetensors, nothing executed."""
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from bozzetto.compress import rebuild
 from bozzetto.plan import Plan
 
-__all__ = ["Saved", "check_output", "load", "read", "save"]
+__all__ = ["Saved", "check_output", "load", "read", "save", "write_folder"]
 
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
 FORMAT = 1
@@ -63,7 +64,8 @@ def check_output(folder: Path | str, *, force: bool = False, also: Collection[st
     found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if found and not force:
         raise FileExistsError(f"an empty output folder is needed (or force); {folder} is not empty")
-    if foreign := found - {PLAN, WEIGHTS, "report.html", *also}:
+    ours = {name for name in (PLAN, WEIGHTS, "report.html") if not (folder / name).is_dir()}
+    if foreign := found - ours - {*also}:
         raise FileExistsError(
             f"only a saved network is overwritten; {folder} also holds {sorted(foreign)[:5]}"
         )
@@ -87,26 +89,35 @@ def save(
         FileExistsError: see `check_output`.
         ValueError: for a network whose state is not made of tensors.
     """
-    folder = check_output(folder, force=force)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(_tensors(small), partial / WEIGHTS)
-        data = {"format": FORMAT, "source": source, "sha256": _digest(partial / WEIGHTS)}
+    folder, tensors = check_output(folder, force=force), _tensors(small)
+
+    def write(new: Path) -> None:
+        save_file(tensors, new / WEIGHTS)
+        data = {"format": FORMAT, "source": source, "sha256": _digest(new / WEIGHTS)}
         text = json.dumps(data | {"plan": json.loads(plan.to_json())}, indent=2)
-        (partial / PLAN).write_text(text, encoding="utf-8")
-        _flush(partial / WEIGHTS, partial / PLAN)
-        partial.chmod(0o777 & ~_umask())
-        _swap(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (new / PLAN).write_text(text, encoding="utf-8")
+
+    write_folder(folder, write)
     return folder
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """A folder with what `write` puts into it: complete or not at all, whenever the process ends.
+
+    What was there before stays until the new one stands, and then goes.
+
+    Raises:
+        OSError: if it cannot be written; nothing has changed then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (new := aside / "new").mkdir()
+        write(new)
+        _flush(*new.iterdir())
+        _swap(new, folder, aside / "old")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _flush(*files: Path) -> None:
@@ -115,20 +126,24 @@ def _flush(*files: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Put the new folder in place; the old one goes only when the new one stands."""
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Put the new folder in place; the old one is left at one of the other names."""
     if not folder.exists():
         new.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    folder.rename(old / "kept")
-    try:
-        new.rename(folder)
-    except BaseException:
-        (old / "kept").rename(folder)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    elif not _exchange(new, folder):
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system cannot (it is Linux that can)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and not rename(here, bytes(one), here, bytes(other), exchange)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

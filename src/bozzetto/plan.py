@@ -95,7 +95,7 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"a plan is JSON; got {error}") from error
         return _plan(cls, data)
 
@@ -111,8 +111,10 @@ def _plan(cls: Any, data: Any) -> Any:
     _check(data["seed"], int, "seed")
     for name in ("dense", "tied"):
         _check_mapping(data[name], str, name)
-    for name in ("target", "small"):
+    for name, lowest in (("target", 1), ("small", 0)):
         _check_mapping(data[name], int, name)
+        if wrong := {r: value for r, value in data[name].items() if value < lowest}:
+            raise ValueError(f"plan field {name!r} needs counts of at least {lowest}; got {wrong}")
     _check_mapping(data["choices"], dict, "choices")
     choices = {path: _choice(path, value) for path, value in data["choices"].items()}
     return cls(**(data | {"choices": choices}))
@@ -130,6 +132,8 @@ def _choice(path: str, data: dict[str, Any]) -> Choice:
         _check(data[name], kind, f"{path}.{name}")
     if data["size"] < 1:
         raise ValueError(f"a size is at least 1; {path!r} has {data['size']}")
+    if not 0 <= data["seed"] < 1 << 63:
+        raise ValueError(f"a seed has 63 bits; {path!r} has {data['seed']}")
     make_method(data["method"], data["options"])
     return Choice(**data)
 

@@ -172,7 +172,7 @@ def test_there_are_fewer_than_a_quarter_of_a_million_values():
 
 
 @pytest.mark.parametrize(
-    ("shape", "what"), [({"kind": "x"}, "got 'x'"), ({"width": 0}, "got 0, 3")]
+    ("shape", "what"), [({"kind": "x"}, "got 'x'"), ({"width": 0}, "got 0")]
 )
 def test_a_shape_that_cannot_be_is_refused(shape, what):
     with pytest.raises(ValueError, match=what):

@@ -146,11 +146,10 @@ def checked_batch(batch: Any) -> tuple[np.ndarray | RankOne, np.ndarray, np.ndar
     """
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise ValueError(f"a batch is (x, y) or (x, y, weight); got {type(batch).__name__}")
-    x, y = batch[0], np.asarray(batch[1], dtype=np.float64)
+    x, y = batch[0], _numbers(batch[1])
     if not isinstance(x, RankOne):
-        x = np.asarray(x)
-        x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
-    weight = np.ones(len(y)) if len(batch) == 2 else np.asarray(batch[2], dtype=np.float64)
+        x = _numbers(x)
+    weight = np.ones(len(y)) if len(batch) == 2 else _numbers(batch[2])
     if not len(x) == len(y) == len(weight):
         raise ValueError(
             "x, y and weights of a batch must have one length; "
@@ -162,3 +161,15 @@ def checked_batch(batch: Any) -> tuple[np.ndarray | RankOne, np.ndarray, np.ndar
     if (weight < 0).any():
         raise ValueError(f"weights must not be negative; got {weight.min()}")
     return x, y, weight
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """An array of floats with an axis of observations; float32 stays as it is."""
+    try:
+        found = np.asarray(values)
+        found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"a batch is made of arrays of numbers; {error}") from error
+    if not found.ndim:
+        raise ValueError(f"the arrays of a batch need an axis of observations; got {values!r}")
+    return found

@@ -61,7 +61,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointMismatch(f"{path} is not a whole checkpoint: {error}") from error
-    return _unpack(json.loads(about["tree"]), tensors)
+    try:
+        return dict(_unpack(json.loads(about["tree"]), tensors))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointMismatch(f"{path} is a damaged checkpoint: {error!r}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -102,7 +105,9 @@ def _unpack(data: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[items[0]]
     if kind == "dtype":
-        return getattr(torch, items[0])
+        if not isinstance(found := getattr(torch, items[0]), torch.dtype):
+            raise TypeError(f"{items[0]} is no dtype")
+        return found
     if kind == "dict":
         return {_unpack(k, tensors): _unpack(v, tensors) for k, v in items}
     values = [_unpack(item, tensors) for item in items]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from bozzetto.trajectory.recording import Lanes
+from bozzetto.trajectory.recording import LEAST_STEP, Lanes
 
 __all__ = ["AHEAD", "SPACING", "CentreLines"]
 
@@ -54,13 +54,16 @@ class CentreLines:
     def _path(self, lane: int) -> tuple[Floats, Floats]:
         """Arc lengths and points of a lane and its straightest continuation."""
         if lane not in self._paths:
-            line, last, length = self._lanes.lines[lane], lane, 0.0
+            line, last, length, passed = self._lanes.lines[lane], lane, 0.0, {lane}
             while length < AHEAD * SPACING and self._lanes.following[last]:
                 last = min(self._lanes.following[last], key=lambda j: self._bend(line, j))
+                if last in passed:  # a ring of short lanes
+                    break
+                passed.add(last)
                 added = self._lanes.lines[last]
                 length += float(np.hypot(*np.diff(added, axis=0).T).sum())
                 line = np.concatenate([line, added])
-            line = line[np.append(True, np.hypot(*np.diff(line, axis=0).T) > 1e-3)]
+            line = line[np.append(True, np.hypot(*np.diff(line, axis=0).T) >= LEAST_STEP)]
             arc = np.append(0.0, np.hypot(*np.diff(line, axis=0).T).cumsum())
             self._paths[lane] = arc, line
         return self._paths[lane]

@@ -7,11 +7,12 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from bozzetto.trajectory.recording import HZ, BadRow, Track
+from bozzetto.trajectory.recording import HZ, LONGEST, BadRow, Track
 
 __all__ = ["Row", "tracks_of"]
 
 GAP = 1.0  # seconds without a row that are filled in; after a longer gap another track begins
+FARTHEST = 1e8  # metres from the origin: the earth is smaller
 FASTEST = 80.0  # m/s: a row that needs more is taken for an error
 _MOVING = 1.0  # m/s, below which a displacement tells no heading
 _WRONG = np.pi / 4  # a given heading that differs by more from the motion is wrong
@@ -55,7 +56,8 @@ def tracks_of(
     are those of the front's centre: they move half a length back.
     """
     bad: list[BadRow] = []
-    good = sorted(_finite(file, rows, bad), key=lambda row: (row.id, row.time))
+    finite = list(_finite(file, rows, bad))
+    good = sorted(_together(file, finite, bad), key=lambda row: (row.id, row.time))
     if not good:
         return (), tuple(bad)
     zero = min(row.time for row in good)
@@ -73,10 +75,22 @@ def _finite(file: str, rows: Iterable[Row], bad: list[BadRow]) -> Iterator[Row]:
     for row in rows:
         if not np.isfinite([row.time, row.x, row.y]).all():
             bad.append(BadRow(file, row.line, f"vehicle {row.id}: time or position is not finite"))
-        elif not (row.size[0] > 0 and row.size[1] > 0):
-            bad.append(BadRow(file, row.line, f"vehicle {row.id}: size {row.size} is not positive"))
+        elif max(abs(row.x), abs(row.y)) > FARTHEST:
+            bad.append(BadRow(file, row.line, f"vehicle {row.id}: {row.x}, {row.y} is off earth"))
+        elif not all(0 < side < 1000 for side in row.size):
+            bad.append(BadRow(file, row.line, f"vehicle {row.id}: size {row.size} is no vehicle's"))
         else:
             yield row
+
+
+def _together(file: str, rows: list[Row], bad: list[BadRow]) -> Iterator[Row]:
+    """The rows within a week of the middle one."""
+    middle = float(np.median([row.time for row in rows])) if rows else 0.0
+    for row in rows:
+        if abs(row.time - middle) * HZ < LONGEST // 2:
+            yield row
+        else:
+            bad.append(BadRow(file, row.line, f"vehicle {row.id}: time {row.time} is far away"))
 
 
 def _possible(file: str, rows: Iterable[Row], bad: list[BadRow]) -> Iterator[Row]:

@@ -4,8 +4,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from bozzetto.io import write_folder
 from bozzetto.trajectory.network import Predictor, Shape
 
 __all__ = ["check_folder", "load_predictor", "save_predictor"]
@@ -31,11 +34,15 @@ def check_folder(folder: Path, *, force: bool = False) -> None:
 
 
 def save_predictor(folder: Path, predictor: Predictor) -> None:
-    """Write a network into a folder, which is made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in predictor.state_dict().items()}, folder / _WEIGHTS)
-    text = json.dumps(asdict(predictor.shape), indent=1)
-    (folder / _SHAPE).write_text(text + "\n", encoding="utf-8")
+    """Write a network into a folder, which is made if needed: complete or not at all."""
+
+    def write(new: Path) -> None:
+        state = {name: value.contiguous() for name, value in predictor.state_dict().items()}
+        save_file(state, new / _WEIGHTS)
+        text = json.dumps(asdict(predictor.shape), indent=1)
+        (new / _SHAPE).write_text(text + "\n", encoding="utf-8")
+
+    write_folder(folder, write)
 
 
 def load_predictor(folder: Path | str) -> Predictor:
@@ -46,11 +53,17 @@ def load_predictor(folder: Path | str) -> Predictor:
         ValueError: if the shape or the weights are not those of a network.
     """
     folder = Path(folder)
-    if not (folder / _SHAPE).is_file():
-        raise FileNotFoundError(f"{folder} holds no network: it has no {_SHAPE}")
+    for name in (_SHAPE, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no network: it has no {name}")
     try:
-        predictor = Predictor(Shape(**json.loads((folder / _SHAPE).read_text(encoding="utf-8"))))
-        predictor.load_state_dict(load_file(folder / _WEIGHTS))
-    except (TypeError, RuntimeError, json.JSONDecodeError) as error:
+        shape = Shape(**json.loads((folder / _SHAPE).read_text(encoding="utf-8")))
+        with torch.device("meta"):  # memory is taken for what the file holds only
+            predictor = Predictor(shape)
+        state = load_file(folder / _WEIGHTS)
+        if wrong := [name for name, value in state.items() if value.dtype != torch.float32]:
+            raise ValueError(f"weights are float32; {wrong[:5]} are not")
+        predictor.load_state_dict(state, assign=True)
+    except (ValueError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no network of this version: {error}") from error
     return predictor.eval()

@@ -32,11 +32,12 @@ class Shape:
     rounds: int = 3
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a kind that does not exist or a size below one."""
+        """Raises ValueError for a kind that does not exist or a size that no network has."""
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind needs to be one of {get_args(Kind)}; got {self.kind!r}")
-        if self.width < 1 or self.rounds < 1:
-            raise ValueError(f"width and rounds need to be >= 1; got {self.width}, {self.rounds}")
+        for name, value, most in (("width", self.width, 1 << 14), ("rounds", self.rounds, 64)):
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} needs to be in 1 … {most}; got {value!r}")
 
 
 class Output(NamedTuple):

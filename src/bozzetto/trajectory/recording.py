@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HZ", "KINDS", "BadRow", "Lanes", "Recording", "Track"]
+__all__ = ["HZ", "KINDS", "LEAST_STEP", "LONGEST", "BadRow", "Lanes", "Recording", "Track"]
 
 HZ = 10  # frames a second of every recording
+LONGEST = 14 * 86400 * HZ  # frames: what spans more has a wrong time
+MOST_METRES = 5e6  # of all lanes: they are looked up by the metre
+LEAST_STEP = 1e-3  # metres between two neighbouring points of every lane
 KINDS = ("car", "truck", "bus", "motorcycle")
 
 Floats = NDArray[np.float64]
@@ -72,6 +75,11 @@ class Lanes:
         for line in self.lines:
             if line.ndim != 2 or line.shape[1:] != (2,) or len(line) < 2:
                 raise ValueError(f"a lane needs the shape (points >= 2, 2); got {line.shape}")
+        lengths = [np.hypot(*np.diff(line, axis=0).T) for line in self.lines]
+        if short := [n for n, steps in enumerate(lengths) if not steps.max() >= LEAST_STEP]:
+            raise ValueError(f"a lane needs some length; lanes {short[:5]} have none")
+        if not (total := sum(float(steps.sum()) for steps in lengths)) <= MOST_METRES:
+            raise ValueError(f"lanes need to be finite and {MOST_METRES:g} m in all; got {total:g}")
         wrong = [j for after in self.following for j in after if not 0 <= j < len(self.lines)]
         if wrong:
             raise ValueError(f"successors need to be in 0 … {len(self.lines) - 1}; got {wrong}")
@@ -94,6 +102,19 @@ class Recording:
     tracks: tuple[Track, ...]
     lanes: Lanes = field(default_factory=Lanes)
     bad: tuple[BadRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a track is no track, or the tracks span more than two weeks."""
+        for track in self.tracks:
+            if track.state.ndim != 2 or track.state.shape[1] != 4 or not len(track.state):
+                raise ValueError(f"a track needs the shape (t >= 1, 4); got {track.state.shape}")
+            if not (0 <= track.kind < len(KINDS) and min(track.size) > 0):
+                raise ValueError(
+                    f"a track needs a kind in 0 … {len(KINDS) - 1} and a size above 0; "
+                    f"got {track.kind} and {track.size}"
+                )
+        if self.tracks and self.frames.stop - self.frames.start > LONGEST:
+            raise ValueError(f"a recording needs to span at most {LONGEST} frames")
 
     @property
     def frames(self) -> range:

@@ -6,6 +6,7 @@ from pathlib import Path
 from bozzetto.trajectory.loaders import commonroad, sumo
 from bozzetto.trajectory.loaders.argoverse import load_argoverse
 from bozzetto.trajectory.loaders.commonroad import load_commonroad
+from bozzetto.trajectory.loaders.damage import reader
 from bozzetto.trajectory.loaders.markup import parse
 from bozzetto.trajectory.loaders.ngsim import load_ngsim
 from bozzetto.trajectory.loaders.npz import load_npz
@@ -15,6 +16,7 @@ from bozzetto.trajectory.recording import Recording
 __all__ = ["load", "load_argoverse", "load_commonroad", "load_fcd", "load_ngsim", "load_npz"]
 
 
+@reader
 def _markup(path: Path) -> Recording:
     root = parse(path)
     if root.tag == "fcd-export":

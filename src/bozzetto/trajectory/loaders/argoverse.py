@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bozzetto.parquet import read_columns
 from bozzetto.trajectory.cleaning import Row, tracks_of
+from bozzetto.trajectory.loaders.damage import reader
 from bozzetto.trajectory.recording import HZ, BadRow, Lanes, Recording
 
 __all__ = ["load_argoverse"]
@@ -19,6 +21,7 @@ _NEEDED = ["track_id", "object_type", "timestep", "position_x", "position_y", "h
 _POINTS = 20  # of a centre line that is made of both boundaries
 
 
+@reader
 def load_argoverse(path: Path) -> Recording:
     """The vehicles of a scenario, with the lanes of log_map_archive_*.json in its folder.
 
@@ -38,7 +41,7 @@ def load_argoverse(path: Path) -> Recording:
     if missing := [name for name in _NEEDED if name not in names]:
         raise ValueError(f"{path}: Argoverse 2 needs the columns {_NEEDED}; missing: {missing}")
     city = ["city"] if "city" in names else []
-    table = parquet.read_table(path, columns=_NEEDED + city).to_pydict()
+    table = read_columns(path, _NEEDED + city).to_pydict()
     bad: list[BadRow] = []
     tracks, more = tracks_of(str(path), _rows(path, table, bad))
     maps = sorted(path.parent.glob("log_map_archive_*.json"))

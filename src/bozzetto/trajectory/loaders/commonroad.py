@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bozzetto.trajectory.cleaning import Row, tracks_of
+from bozzetto.trajectory.loaders.damage import reader
 from bozzetto.trajectory.loaders.markup import Element, parse
 from bozzetto.trajectory.recording import Lanes, Recording
 
@@ -18,6 +19,7 @@ __all__ = ["load_commonroad", "recording_of"]
 _KINDS = {"car": 0, "taxi": 0, "priorityVehicle": 0, "truck": 1, "bus": 2, "motorcycle": 3}
 
 
+@reader
 def load_commonroad(path: Path) -> Recording:
     """The vehicles and lanelets of a scenario; pedestrians and bicycles stay out.
 

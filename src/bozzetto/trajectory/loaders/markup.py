@@ -45,18 +45,19 @@ def parse(path: Path) -> Element:
         ValueError: if it is no XML, with file, line and what is wrong.
     """
     parser, root = expat.ParserCreate(), Element("", {}, 0)
-    open_elements = [root]
+    open_elements: list[tuple[Element, list[str]]] = [(root, [])]  # with pieces of their text
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         element = Element(tag, attributes, parser.CurrentLineNumber)
-        open_elements[-1].children.append(element)
-        open_elements.append(element)
+        open_elements[-1][0].children.append(element)
+        open_elements.append((element, []))
 
     def text(data: str) -> None:
-        open_elements[-1].text += data
+        open_elements[-1][1].append(data)
 
     def end(_: str) -> None:
-        open_elements.pop()
+        element, pieces = open_elements.pop()
+        element.text = "".join(pieces)
 
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler = start, end

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bozzetto.trajectory.cleaning import Row, tracks_of
+from bozzetto.trajectory.loaders.damage import reader
 from bozzetto.trajectory.recording import BadRow, Recording
 
 __all__ = ["load_ngsim"]
@@ -15,6 +16,7 @@ _KINDS = {"1": 3, "2": 0, "3": 1}  # motorcycle, auto, truck
 _NEEDED = ("Vehicle_ID", "Global_Time", "Local_X", "Local_Y", "v_Length", "v_Width", "v_Class")
 
 
+@reader
 def load_ngsim(path: Path) -> list[Recording]:
     """One recording for each Location of a file, or one in all where it has no such column.
 

@@ -1,15 +1,21 @@
 """Tracks in one npz file: many recordings at 10 Hz with their lanes."""
 
 import json
+from math import prod
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 
+from bozzetto.trajectory.loaders.damage import reader
 from bozzetto.trajectory.recording import HZ, Lanes, Recording, Track
 
 __all__ = ["load_npz"]
 
+_LEAST, _FOLDS = 64 << 20, 50  # bytes that any file may unfold to; times its own size beyond
 
+
+@reader
 def load_npz(path: Path) -> list[Recording]:
     """All recordings of a file.
 
@@ -21,6 +27,7 @@ def load_npz(path: Path) -> list[Recording]:
     Raises:
         ValueError: if an array is missing, the rate is not 10 Hz, or a state is not finite.
     """
+    _check_sizes(path)
     with np.load(path) as file:
         data = {name: file[name] for name in file.files}
     needed = {"xyhv", "offset", "rec", "start", "size", "kind", "id", "meta", "hz"}
@@ -39,6 +46,25 @@ def load_npz(path: Path) -> list[Recording]:
         Recording(m["name"], m["group"], tuple(tracks.get(r, ())), _lanes(data, m["lanekey"]))
         for r, m in enumerate(meta)
     ]
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse what would unfold to much more than the file holds, before memory is taken for it."""
+    limit, taken = _LEAST + _FOLDS * path.stat().st_size, 0
+    with ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                old = version == (1, 0)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if old
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(file)
+            taken += max(member.file_size, prod(shape) * dtype.itemsize)
+    if taken > limit:
+        raise ValueError(f"{path} unfolds to {taken} bytes; at most {limit} are taken")
 
 
 def _track(data: dict[str, np.ndarray], n: int) -> Track:

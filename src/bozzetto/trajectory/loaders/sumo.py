@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bozzetto.trajectory.cleaning import Row, tracks_of
+from bozzetto.trajectory.loaders.damage import reader
 from bozzetto.trajectory.loaders.markup import Element, parse
 from bozzetto.trajectory.recording import BadRow, Lanes, Recording
 
@@ -16,6 +17,7 @@ _KINDS = {"truck": 1, "trailer": 1, "bus": 2, "coach": 2, "motorcycle": 3, "mope
 _NEEDED = ("id", "x", "y", "angle")
 
 
+@reader
 def load_fcd(path: Path) -> Recording:
     """The vehicles of a simulation, and the lanes of the network beside the file.
 
