@@ -194,19 +194,20 @@ def compress(
     if (floor is None) != (metric is None):
         raise ValueError(f"a floor and a metric go together; got floor={floor}, metric={metric}")
     timed, methods = budget.latency is not None, methods_for(budget, methods)
-    made = survey(
-        model,
-        calibration,
-        methods=methods,
-        layers=layers,
-        loss=loss,
-        timed=timed,
-        robustness=robustness,
-        seed=seed,
-    )
-    if floor is None or metric is None:
-        return made.compress(budget)
-    return made.smallest(budget, floor, metric)
+    with torch.inference_mode(False):  # of which nothing that is made could be trained
+        made = survey(
+            model,
+            calibration,
+            methods=methods,
+            layers=layers,
+            loss=loss,
+            timed=timed,
+            robustness=robustness,
+            seed=seed,
+        )
+        if floor is None or metric is None:
+            return made.compress(budget)
+        return made.smallest(budget, floor, metric)
 
 
 def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = None) -> nn.Module:

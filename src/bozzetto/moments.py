@@ -105,7 +105,8 @@ class Products:
             self._shift = y.mean(1, keepdim=True)
         same, x = x is y, x - self._shift
         y = x if same else y - self._shift
-        self._total = (x.mT @ y).double() + self._total
+        part = (x.mT @ y).double()
+        self._total = self._total.add_(part) if self.count else part
         self._x, self._y = self._x + x.sum(1).double(), self._y + y.sum(1).double()
         self.count += x.shape[1]
 

@@ -152,18 +152,22 @@ def collect(
     Raises:
         ValueError: for no batches, or a NaN or infinite value (naming batch and layer).
     """
-    model = expand(model).eval()
-    for p in model.parameters():
-        p.requires_grad_(p.is_floating_point())
-    meters = {path: _Meter.of(m) for path, m in layer_maps(model).items()}
-    count = 0
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        model = expand(model).eval()
+        for p in model.parameters():
+            p.requires_grad_(p.is_floating_point())
+        meters = {path: _Meter.of(m) for path, m in layer_maps(model).items()}
+        count = 0
         for count, batch in enumerate(batches, 1):
             _measure(model, batch, meters, loss, count)
     if not count:
         raise ValueError("calibration needs at least one batch; got none")
-    found = {path: meter.result() for path, meter in meters.items()}
-    return {path: stats for path, stats in found.items() if stats is not None}
+    found: dict[str, Stats] = {}
+    while meters:  # one after the other, as sums and results are large
+        path = next(iter(meters))
+        if (stats := meters.pop(path).result()) is not None:
+            found[path] = stats
+    return found
 
 
 def _measure(
