@@ -80,7 +80,9 @@ def _unfold(y: Tensor, signs: Tensor, dim: int, onto: Tensor | None = None) -> T
     base = onto if onto is None or not left else onto.narrow(dim, 0, whole)
     base = base if base is None else base.unflatten(dim, (-1, k))
     blocks = first.unflatten(dim, (-1, k))
-    x = _signed(y.unsqueeze(dim - 1), blocks, base).flatten(dim - 1, dim)
+    x = _signed(y.unsqueeze(dim - 1), blocks, base)
+    before, after = x.shape[: dim - 1], x.shape[dim:][1:]
+    x = x.reshape(*before, whole, *after)  # not flatten: torch's older vmap does not know it
     if not left:
         return x
     base = onto if onto is None else onto.narrow(dim, whole, left)

@@ -8,6 +8,8 @@ from bozzetto.nn.convs import (
     SketchConvTranspose2d,
     SketchConvTranspose3d,
 )
+from bozzetto.nn.folded import Folded
+from bozzetto.nn.inference import for_inference
 from bozzetto.nn.layers import SketchEmbedding, SketchLinear
 from bozzetto.nn.parts import Down, Hashed, JointDown, Raised, Sum, Up
 from bozzetto.nn.signs import Signs
@@ -16,6 +18,7 @@ from bozzetto.nn.stack import Stack
 
 __all__ = [
     "Down",
+    "Folded",
     "Hashed",
     "JointDown",
     "Raised",
@@ -32,4 +35,5 @@ __all__ = [
     "Stack",
     "Sum",
     "Up",
+    "for_inference",
 ]

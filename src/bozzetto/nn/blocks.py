@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.linalg import random_signs
-from bozzetto.sketch import Sketch, orthogonal
+from bozzetto.sketch import Sketch, balanced_factors, orthogonal
 
 __all__ = ["BlockLinear", "BlockTable", "Isometry"]
 
@@ -14,14 +14,16 @@ class Isometry(Sketch):
     """U: R^n → R^{l·k}, k = ⌈n/l⌉: l folds of k rows with orthogonal signs, one below the other.
 
     Row r of fold t is Σ_j Q_tj s_(jk+r) x_(jk+r), with random signs s and an orthogonal Q (l, l):
-    UᵀU = I for every n and seed, and U Uᵀ = I where l divides n. Costs l·n multiply-adds.
+    UᵀU = I for every n and seed, and U Uᵀ = I where l divides n. From 9 folds on Q is a Kronecker
+    product of two factors a and b: at most (a + b)·l·k multiply-adds.
 
     Raises:
         ValueError: unless 1 ≤ l ≤ n.
     """
 
     signs: Tensor  # (n,)
-    mix: Tensor  # (l, l)
+    left: Tensor  # (a, a)
+    right: Tensor  # (b, b), Q = left ⊗ right; symmetric both
 
     def __init__(self, n: int, blocks: int, seed: int = 0) -> None:
         super().__init__(n, blocks, seed)
@@ -29,7 +31,9 @@ class Isometry(Sketch):
         self.k = blocks * self.rows
         dtype = torch.get_default_dtype()
         self._store("signs", random_signs(self._key("signs"), n).to(dtype))
-        self._store("mix", orthogonal(blocks).to(dtype))
+        a, b = factors(blocks)
+        self._store("left", orthogonal(a).to(dtype))
+        self._store("right", orthogonal(b).to(dtype))
 
     family = "isometry"
 
@@ -39,18 +43,22 @@ class Isometry(Sketch):
         x = self._checked(x, dim, self.n) * self._signs(x, dim)
         if self.k > self.n:
             x = F.pad(x, (0, 0) * (-1 - dim) + (0, self.k - self.n))
-        return self._mixed(self.mix, x, dim)
+        return self._mixed(x, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Uᵀ y along an axis: (..., l·k, ...) -> (..., n, ...)."""
         dim = dim % y.ndim - y.ndim
-        x = self._mixed(self.mix.T, self._checked(y, dim, self.k), dim)
+        x = self._mixed(self._checked(y, dim, self.k), dim)
         return x.narrow(dim, 0, self.n) * self._signs(y, dim)
 
     def dense(self) -> Tensor:
         """U itself, (l·k, n)."""
-        spread = torch.kron(self.mix, torch.eye(self.rows).to(self.mix))
+        spread = torch.kron(self.mix(), torch.eye(self.rows).to(self.left))
         return spread[:, : self.n] * self.signs
+
+    def mix(self) -> Tensor:
+        """Q: (l, l)."""
+        return torch.kron(self.left, self.right)
 
     def variance(self) -> float:
         """None at all: UᵀU = I."""
@@ -64,10 +72,19 @@ class Isometry(Sketch):
     def _signs(self, x: Tensor, dim: int) -> Tensor:
         return self.signs.to(x.dtype).view(-1, *[1] * (-1 - dim))
 
-    def _mixed(self, mix: Tensor, x: Tensor, dim: int) -> Tensor:
+    def _mixed(self, x: Tensor, dim: int) -> Tensor:
         """Q ⊗ I along an axis of length l·k."""
-        parts = x.unflatten(dim, (self.blocks, self.rows))
-        return (mix.to(x.dtype) @ parts.flatten(dim)).reshape(x.shape)
+        a, b = len(self.left), len(self.right)
+        y = x.unflatten(dim, (a, b, self.rows)).flatten(dim)  # (..., a, b, k·rest)
+        y = self.right.to(x.dtype) @ y
+        if a > 1:
+            y = self.left.to(x.dtype) @ y.flatten(-2)
+        return y.reshape(x.shape)
+
+
+def factors(blocks: int) -> tuple[int, int]:
+    """A and b with a · b blocks: one small matrix up to 8, from there two."""
+    return (1, blocks) if blocks <= 8 else balanced_factors(blocks)
 
 
 class BlockLinear(nn.Module):
@@ -115,7 +132,7 @@ class BlockTable(nn.Module):
     def __init__(self, sketch: Isometry, table: Tensor, padding_idx: int | None = None) -> None:
         super().__init__()
         self.sketch, self.padding_idx = sketch, padding_idx
-        self.weight = nn.Parameter(table)  # (l·k, h)
+        self.weight = table if isinstance(table, nn.Parameter) else nn.Parameter(table)  # (l·k, h)
 
     def extra_repr(self) -> str:
         """Width of a block, and the index left zero."""
@@ -125,7 +142,7 @@ class BlockTable(nn.Module):
         """The blocks' rows of each index, one beside the other."""
         u, k = self.sketch, self.sketch.rows
         place = (index % k).unsqueeze(-1) + k * torch.arange(u.blocks, device=index.device)
-        factor = u.mix.T[index // k] * u.signs[index].unsqueeze(-1)  # (..., l)
+        factor = u.mix()[index // k] * u.signs[index].unsqueeze(-1)  # (..., l)
         if self.padding_idx is not None:
             factor = factor.masked_fill((index == self.padding_idx).unsqueeze(-1), 0.0)
         rows = F.embedding(place, self.weight)  # (..., l, h)
