@@ -51,6 +51,7 @@ ASIDE: dict[str, set[str]] = {
     "regress": {"linalg", "tensors", "sketch"},
     "testing": ALL_OF_IT,
     "report": set(),
+    "card": {"plan", "report"},
     "parquet": set(),
     "images": {"parquet"},
     "data": {PUBLIC, "batches", "images", "io", "plan"},

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import bozzetto as bz
+from bozzetto.card import model_card
 from bozzetto.io import InvalidFolder
 
 
@@ -111,3 +112,43 @@ def test_another_architecture_is_refused(saved: Path) -> None:
 def test_weights_of_another_type_are_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"torch\.float32.*torch\.float64"):
         bz.load(saved, target().to(torch.float64))
+
+
+@pytest.mark.parametrize("license", ["", "MIT License", "apache-2.0\nbase_model: x"])
+def test_a_card_needs_a_licence(license: str) -> None:
+    _, plan = bz.sketch(target(), 0.3)
+    with pytest.raises(ValueError, match="needs the licence of the source model"):
+        model_card(plan, license=license)
+
+
+def test_a_base_that_is_no_name_is_refused() -> None:
+    _, plan = bz.sketch(target(), 0.3)
+    with pytest.raises(ValueError, match="a base is the name of a model"):
+        model_card(plan, license="mit", base="a/b\nlicense: other")
+
+
+@pytest.mark.parametrize("card", ["", "# A network", "---\ntags: [x]\n---\nlicense: mit"])
+def test_a_card_without_a_licence_is_not_written(tmp_path: Path, card: str) -> None:
+    small, plan = bz.sketch(target(), 0.3)
+    with pytest.raises(ValueError, match="front matter that names a licence"):
+        bz.save(tmp_path / "small", small, plan, card=card)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_says_the_plan_in_words_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    class Result:
+        def rows(self) -> list[dict[str, object]]:
+            return [{"layer": "a|b <b>", "error": 0.25, "unused": None}]
+
+        def figure(self, ax: object) -> None:
+            raise AssertionError("a card has no plots")
+
+    small, plan = bz.sketch(target(), 0.3)
+    card = model_card(plan, license="unknown", results={"Errors": Result()})
+    folder = bz.save(tmp_path / "small", small, plan, card=card)
+    text = (folder / "README.md").read_text()
+    values = f"{plan.small['params']:,} of {plan.target['params']:,}".replace(",", "\u202f")
+    assert f"keeps {plan.kept():.1%} of its trained values ({values})" in text
+    assert f"{len(plan.choices)} layers became smaller" in text
+    assert "| layer | error |\n| --- | --- |\n| a\\|b &lt;b> | 0.25 |" in text
+    bz.load(folder, target())

@@ -1,9 +1,10 @@
-"""Saving and loading small networks as data: plan.json and model.safetensors, nothing executed."""
+"""Saving and loading small networks as data: a plan, tensors, perhaps a card; nothing executed."""
 
 import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -16,13 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bozzetto.compress import rebuild
+from bozzetto.hf import architecture, described, fetched
 from bozzetto.plan import Plan
 
 __all__ = ["Saved", "check_output", "load", "read", "save", "write_folder"]
 
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
+ARCHITECTURE, CARD = "architecture.json", "README.md"
+_FILES = (PLAN, WEIGHTS, ARCHITECTURE, CARD, "report.html", "report.json")
 FORMAT = 1
 _LARGEST_PLAN = 64 << 20  # bytes
+_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class InvalidFolder(ValueError):
@@ -64,7 +69,7 @@ def check_output(folder: Path | str, *, force: bool = False, also: Collection[st
     found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if found and not force:
         raise FileExistsError(f"an empty output folder is needed (or force); {folder} is not empty")
-    ours = {name for name in (PLAN, WEIGHTS, "report.html") if not (folder / name).is_dir()}
+    ours = {name for name in _FILES if not (folder / name).is_dir()}
     if foreign := found - ours - {*also}:
         raise FileExistsError(
             f"only a saved network is overwritten; {folder} also holds {sorted(foreign)[:5]}"
@@ -74,31 +79,48 @@ def check_output(folder: Path | str, *, force: bool = False, also: Collection[st
 
 def save(
     folder: Path | str, small: nn.Module, plan: Plan, *, source: str | None = None,
-    force: bool = False,
+    card: str | None = None, force: bool = False,
 ) -> Path:  # fmt: skip
     """Write a small network: complete or not at all.
+
+    Of a transformers model the architecture is written too, so that `load` needs no model.
 
     Args:
         folder: to write; must be empty or new unless `force`.
         small: from `compress`, `sketch` or `rebuild`, perhaps trained since.
         plan: that made it.
         source: "package.module:callable" of the target, for the command.
+        card: README.md of the folder, for a hub; see `bozzetto.card.model_card`.
         force: replace a network that was saved there.
 
     Raises:
         FileExistsError: see `check_output`.
-        ValueError: for a network whose state is not made of tensors.
+        ValueError: for a network whose state is not made of tensors, or a card without a licence.
     """
     folder, tensors = check_output(folder, force=force), _tensors(small)
+    texts = {CARD: None if card is None else _licensed(card), ARCHITECTURE: described(small)}
 
     def write(new: Path) -> None:
         save_file(tensors, new / WEIGHTS)
         data = {"format": FORMAT, "source": source, "sha256": _digest(new / WEIGHTS)}
         text = json.dumps(data | {"plan": json.loads(plan.to_json())}, indent=2)
-        (new / PLAN).write_text(text, encoding="utf-8")
+        for name, content in (texts | {PLAN: text}).items():
+            if content is not None:
+                (new / name).write_text(content, encoding="utf-8")
 
     write_folder(folder, write)
     return folder
+
+
+def _licensed(card: str) -> str:
+    """The card, if its front matter names a licence."""
+    head = card.split("\n---", 1)[0]
+    if not card.startswith("---\n") or not re.search(r"^license: *\S", head, re.MULTILINE):
+        raise ValueError(
+            "a card begins with front matter that names a licence, ---, license: …, ---; "
+            "'unknown' is one"
+        )
+    return card
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -169,10 +191,15 @@ def _digest(file: Path) -> str:
 def read(folder: Path | str) -> Saved:
     """What a saved folder holds, checked, without reading the weights.
 
+    Args:
+        folder: written by `save`; or the name of a model of the Hugging Face hub, "user/name", that
+            was uploaded from one and is downloaded where no such folder is here.
+
     Raises:
         InvalidFolder: for anything that `save` did not write.
+        FileNotFoundError: for a name that the hub does not know, or while it cannot be reached.
     """
-    folder = Path(folder)
+    folder = _local(folder)
     for name in (PLAN, WEIGHTS):
         if not (folder / name).is_file():
             raise InvalidFolder(
@@ -198,26 +225,46 @@ def read(folder: Path | str) -> Saved:
         raise InvalidFolder(f"{folder / PLAN}: {error}") from error
 
 
+def _local(folder: Path | str) -> Path:
+    """A folder of this machine, downloaded if it is not here and its name could be the hub's."""
+    here = isinstance(folder, Path) or not _HUB.fullmatch(folder) or Path(folder).exists()
+    return Path(folder) if here else fetched(str(folder), [PLAN, WEIGHTS, ARCHITECTURE])
+
+
 def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     """The small network saved in a folder, in evaluation mode.
 
     Args:
-        folder: written by `save`.
-        model: the target's architecture; its weights do not matter and it is not changed.
+        folder: written by `save`, or "user/name" of the Hugging Face hub; see `read`.
+        model: the target's architecture; its weights do not matter and it is not changed. Not
+            needed for a transformers model.
 
     Raises:
         InvalidFolder: for a folder that is truncated, foreign or tampered with.
+        FileNotFoundError: see `read`.
         ValueError: without a model, or for a model of another architecture.
     """
     saved = read(folder)
-    if model is None:
-        made = f" (it was made from {saved.source!r})" if saved.source else ""
-        raise ValueError(f"load needs the target's architecture, model=…{made}")
+    model = _architecture(saved) if model is None else model
     if _digest(saved.folder / WEIGHTS) != saved.sha256:
         raise InvalidFolder(f"{saved.folder / WEIGHTS} is truncated or was changed since saving")
     small = rebuild(model, saved.plan)
     _fill_(small, _weights(saved, small))
     return small.eval()
+
+
+def _architecture(saved: Saved) -> nn.Module:
+    """That which the folder describes: a transformers model."""
+    file = saved.folder / ARCHITECTURE
+    if not file.is_file():
+        made = f" (it was made from {saved.source!r})" if saved.source else ""
+        raise ValueError(f"load needs the target's architecture, model=…{made}")
+    if file.stat().st_size > _LARGEST_PLAN:
+        raise InvalidFolder(f"{file} is larger than any architecture")
+    try:
+        return architecture(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidFolder(f"{file}: {error}") from error
 
 
 def _weights(saved: Saved, small: nn.Module) -> dict[str, Tensor]:
