@@ -74,6 +74,22 @@ def test_the_cosine_loss_is_one_minus_the_similarity():
     assert_close(found, torch.tensor(expected / 6))
 
 
+def test_the_similarity_loss_compares_all_pairs_of_the_batch():
+    def cos(a, b):
+        return float(a @ b / (a.norm() * b.norm()))
+
+    taught = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))  # of another width
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    expected = sum(
+        (cos(LOGITS[i], LOGITS[j]) - cos(taught[i], taught[j])) ** 2 for i, j in pairs
+    ) / len(pairs)
+    recipe = Recipe(loss="similarity", distillation=1.0)
+    assert_close(objective(recipe, LOGITS, None, taught), torch.tensor(expected))
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=DRAWS))[0]
+    assert_close(objective(recipe, 3 * LOGITS @ turn, None, LOGITS), torch.tensor(0.0))
+    assert objective(recipe, LOGITS[:1], None, taught[:1]) == 0
+
+
 def test_a_callable_gets_what_the_model_returned():
     output = SimpleNamespace(energy=torch.tensor(3.0))
     found = objective(Recipe(loss=lambda o, t: o.energy * t), output, 2)
@@ -173,6 +189,8 @@ def test_reduced_precision_is_left_before_the_loss():
             r"one number; got .*\(6, 5\)",
         ),
         (Recipe(loss=lambda o, t: 1.0), LOGITS, None, None, TypeError, "tensor; got a float"),
+        (Recipe(loss="similarity"), LOGITS, None, TAUGHT[:3], ValueError, r"same b; got.*\(3, 5\)"),
+        (Recipe(loss="similarity"), LOGITS, [1], None, TypeError, "a tensor; got list"),
         (Recipe(label_smoothing=0.1), LOGITS, VALUES, None, ValueError, "not class numbers"),
         (
             Recipe(label_smoothing=0.1),

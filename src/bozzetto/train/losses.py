@@ -16,6 +16,7 @@ __all__ = [
     "is_classes",
     "mse",
     "same_shape",
+    "similarity",
 ]
 
 Loss = Callable[[Any, Any], Tensor]
@@ -96,8 +97,34 @@ def cosine(output: Tensor, target: Any) -> Tensor:
     return (1 - F.cosine_similarity(output, target.to(output.dtype), dim=-1)).mean()
 
 
+def similarity(output: Tensor, target: Any) -> Tensor:
+    """How much the cosine similarities of the batch's rows differ: mean square over all pairs.
+
+    Of (b, n) and (b, any n): what is compared by similarity may turn as a whole (Tung and Mori
+    2019). A batch of one row has no pairs and counts for nothing.
+
+    Raises:
+        ValueError: unless both have as many rows.
+        TypeError: if the target is not a tensor.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"the target needs to be a tensor; got {type(target).__name__}")
+    if output.ndim != 2 or target.ndim != 2 or len(output) != len(target):
+        shapes = f"{tuple(output.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"similarity needs embeddings (b, n) of the same b; got {shapes}")
+    rows = [F.normalize(x.to(output.dtype), dim=-1) for x in (output, target)]
+    change = rows[0] @ rows[0].T - rows[1] @ rows[1].T  # (b, b)
+    pairs = len(output) * (len(output) - 1)
+    return change.triu(1).square().sum() * (2 / max(pairs, 1))
+
+
 # Each: (output, target) -> scalar.
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse, "cosine": cosine}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "cosine": cosine,
+    "similarity": similarity,
+}
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

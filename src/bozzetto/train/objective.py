@@ -15,6 +15,7 @@ from bozzetto.train.losses import (
     is_classes,
     mse,
     same_shape,
+    similarity,
 )
 from bozzetto.train.recipe import Recipe
 
@@ -66,6 +67,8 @@ def _from_target(recipe: Recipe, output: Any, target: Any) -> Tensor:
 def _from_teacher(recipe: Recipe, output: Any, target: Any, taught: Any) -> Tensor:
     student = _scores(output)
     teacher = _scores(taught).to(student)
+    if recipe.loss == "similarity":
+        return similarity(student, teacher)
     same_shape("student's output", student, "teacher's", teacher)
     if recipe.loss == "cosine":
         return cosine(student, teacher)

@@ -52,7 +52,8 @@ class Recipe:
         schedule: "cosine", "onecycle", "step" (a tenth after 1/2 and again after 3/4 of the
             steps) or "constant": what multiplies the learning rate, step by step.
         warmup: share of all steps in which the learning rate rises.
-        loss: "cross_entropy", "mse", "cosine" (1 - cosine similarity along the last axis), a
+        loss: "cross_entropy", "mse", "cosine" (1 - cosine similarity along the last axis),
+            "similarity" (squared differences of the cosine similarities among the batch's rows), a
             callable from (what the model returns, target) to a scalar, or "auto": the loss that
             the model itself returns, else cross entropy for integer targets, else mse.
         label_smoothing: of cross entropy; Szegedy et al. 2016.
@@ -60,7 +61,7 @@ class Recipe:
             there is when a batch has no target, and absent when there is no teacher. It is the
             Kullback-Leibler divergence of class probabilities at `temperature` T, times T²
             (Hinton, Vinyals and Dean 2015), for cross entropy and integer targets; for "cosine"
-            the cosine loss; else the mean squared error between the outputs.
+            and "similarity" that loss; else the mean squared error between the outputs.
         temperature: T.
         features: paths of modules in student and teacher; `feature_weight` times the mean of
             their outputs' relative squared differences is added to the loss.
