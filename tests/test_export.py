@@ -69,14 +69,14 @@ def test_a_fixed_batch_is_refused_another_size(tmp_path: Path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_network_computes_the_very_same(family: str):
-    small, _ = bz.sketch(dense(), 0.5, family=family)
+    small, _ = bz.sketch(dense(), 0.5, sides="in", family=family)
     torch.testing.assert_close(packed(small)(draw(5, 256)), small(draw(5, 256)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("family", ["fold", "sign"])
 def test_random_signs_cost_a_file_a_bit_each(tmp_path: Path, suffix: str, family: str):
-    small, _ = bz.sketch(dense(), 0.5, family=family)
+    small, _ = bz.sketch(dense(), 0.5, sides="in", family=family)
     path = bz.export(small.eval(), tmp_path / f"net{suffix}", draw(3, 256))
     trained = 4 * sum(p.numel() for p in small.parameters())
     signs = 2 * 256 * 128 / 8  # of two sketches that hold them all
@@ -97,7 +97,7 @@ def test_a_file_tells_nothing_of_the_machine_that_wrote_it(tmp_path: Path):
 
 
 def test_the_network_is_not_changed(tmp_path: Path):
-    small, _ = bz.sketch(dense(), 0.5, family="sign")
+    small, _ = bz.sketch(dense(), 0.5, sides="in", family="sign")
     before = str(small), {name: value.clone() for name, value in small.named_buffers()}
     bz.export(small.eval(), tmp_path / "net.pt2", draw(3, 256))
     assert str(small) == before[0]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.maps import LinearMap, NotLinear, linear_map
+from bozzetto.nn.blocks import BlockLinear, BlockTable, Isometry
 from bozzetto.nn.parts import Down, Hashed, Sum, Up
 from bozzetto.nn.signs import Signs
 from bozzetto.ops import CONVS, Dense, Lookup
@@ -131,6 +132,10 @@ def _(layer: nn.Linear, padding_idx: int | None) -> nn.Module:
 @lookup_twin.register
 def _(layer: nn.Sequential, padding_idx: int | None) -> nn.Module:
     *before, last = layer
+    if isinstance(last, Up) and isinstance(last.sketch, Isometry):
+        down, core = cast(Down, before[0]), cast(BlockLinear, before[1])
+        table = BlockTable(last.sketch, core.weight, padding_idx)
+        return nn.Sequential(table, Up(down.sketch, scale=last.scale))
     if isinstance(last, Up):  # its rows are U's: look them up in the core
         table = cast(nn.Parameter, before[0].weight)
         twin = Hashed(last.sketch, table, padding_idx, last.scale)

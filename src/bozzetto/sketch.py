@@ -160,7 +160,7 @@ def orthogonal(n: int) -> Tensor:
     return q
 
 
-def _balanced(n: int) -> tuple[int, int]:
+def balanced_factors(n: int) -> tuple[int, int]:
     """Factors a · b = n with a ≤ b as close as they can be."""
     a = next(a for a in range(math.isqrt(n), 0, -1) if n % a == 0)
     return a, n // a
@@ -187,7 +187,7 @@ class Hadamard(Sketch, name="hadamard"):
         self._store("kept", kept)
         self._store("place", torch.full((n,), k).index_copy(0, kept, torch.arange(k)))
         self._store("signs", random_signs(self._key("signs"), n).to(dtype))
-        a, b = _balanced(n)
+        a, b = balanced_factors(n)
         self._store("left", orthogonal(a).to(dtype))
         self._store("right", orthogonal(b).to(dtype))
 

@@ -2,11 +2,12 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import pairwise
 from operator import itemgetter
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -15,8 +16,9 @@ from bozzetto.compress import rebuild
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import derive_seed
+from bozzetto.maps import LinearMap
 from bozzetto.menu import asked_layers
-from bozzetto.methods import Method, SketchedMethod
+from bozzetto.methods import Blocks, Method, SketchedMethod
 from bozzetto.nn.sketched import Sides
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import count_params, price_model
@@ -25,7 +27,7 @@ from bozzetto.sites import Site, find_sites, users
 __all__ = ["sketch"]
 
 Ends = Literal["auto", "dense", "sketched"]
-_SIDES = ("auto", "in", "out", "both")
+_SIDES = ("each", "in", "out", "both")
 _SMALL_END = 1 / 8  # of the budget: a layer of less stays dense where ends="auto"
 
 
@@ -33,8 +35,8 @@ def sketch(
     model: nn.Module,
     keep: float | Budget,
     *,
+    sides: Sides | Literal["each"] = "each",
     family: str = "fold",
-    sides: Sides | Literal["auto"] = "auto",
     terms: int = 1,
     ends: Ends = "auto",
     layers: Sequence[str] | str = "*",
@@ -43,19 +45,22 @@ def sketch(
 ) -> tuple[nn.Module, Plan]:
     """The network of sketched layers to train from scratch at a fraction of the size, and its plan.
 
-    At random cores the tangent kernel of a sketched layer fluctuates about the dense layer's with a
-    variance of 1/(terms·k), k the rows of its sketches, whatever its widths. Rows go, one after the
-    other, where they lower the sum of these variances most for the values they cost: k ends up
-    as 1/√(values of a row), and a layer that k rows would not make smaller stays dense. The model
-    gives the architecture and the scale of the fresh weights; its weights are not used.
+    A layer becomes a sum of small trained cores between fixed random sketches. By default each core
+    is sketched on both sides: l cores between two isometries (the method "blocks"), of full rank,
+    with an l-th of the values and multiply-adds. With sides "in", "out" or, as the paper has it,
+    "both", there is one core a side behind sketches of k rows. What the sketches cannot reach has a
+    relative variance of l, or 1/k; sizes minimise the sum of these over the layers, so that
+    of N values a layer keeps about c·√N, with the same c for all (one-sided: c times the root of
+    the values of a row). What no sketch makes smaller stays dense. The model gives the architecture
+    and the scale of the fresh weights; its weights are not used.
 
     Args:
         model: the architecture; not changed.
         keep: fraction of the trained values to keep, or a `Budget` of params, flops or both.
-        family: of the sketches, see `bozzetto.sketch`.
-        sides: where layers are sketched: "in", "out", "both" as in the paper, or "auto": "out" for
-            the first layer of the model, whose input is given and not learnt, and "in" for others.
-        terms: sketches a side.
+        sides: where cores are sketched: each on both sides ("each"), all on one ("in", "out"), or
+            some on one and some on the other ("both").
+        family: of the sketches, for all but "each", whose are folds; see `bozzetto.sketch`.
+        terms: sketches a side, for all but "each".
         ends: whether the first and the last layer are sketched: "auto" leaves each of them dense
             that takes at most an eighth of the budget.
         layers: patterns (as of file names) of the paths that may change; the rest stays dense.
@@ -64,8 +69,8 @@ def sketch(
 
     Raises:
         ValueError: for a keep outside (0, 1], a bound on anything but params and flops, one on
-            flops without a batch, an unknown family, a pattern that fits no layer, or a model
-            without layers to sketch.
+            flops without a batch, an unknown family, a family or terms for sides="each", a pattern
+            that fits no layer, or a model without layers to sketch.
         Unreachable: for a budget below what the smallest sketches need.
     """
     budget = Budget.of(keep)
@@ -77,37 +82,47 @@ def sketch(
         if value not in known:
             raise ValueError(f"{name} is one of {known}; got {value!r}")
     share = {"auto": _SMALL_END * min(budget.bounds().values()), "dense": 1.0, "sketched": 0.0}
-    methods = partial(_methods, family, sides, terms)
-    made = _Ladder.of(model, methods, layers, share[ends], batch, seed).highest(budget)
+    if sides == "each" and (family, terms) != ("fold", 1):
+        raise ValueError(
+            "sides='each' is made of folds, as many as fit; a family and terms are for sides 'in', "
+            f"'out' and 'both'; got family={family!r}, terms={terms}"
+        )
+    method = Blocks() if sides == "each" else SketchedMethod(family, sides, terms)
+    ladder = _Ladder.of(
+        model, method, layers, share[ends], batch, seed, quick=budget.flops is not None
+    )
+    made = ladder.highest(budget)
     return rebuild(model, made), made
 
 
 @dataclass(frozen=True)
 class _Ladder:
-    """Plans of growing size for one model: level i has i rows more than one a sketch."""
+    """Plans of growing size for one model: level i is i steps above the smallest sketches."""
 
     model: nn.Module
     sites: Mapping[str, Site]  # that can be sketched
     dense: Mapping[str, str]
-    methods: Mapping[str, Method]
+    method: Blocks | SketchedMethod
     batch: Any
     seed: int
     target: dict[str, int]
+    quick: bool  # whether sizes must save multiply-adds
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
-        methods_of: Callable[[Iterable[str]], dict[str, Method]],
+        method: Blocks | SketchedMethod,
         layers: Sequence[str] | str,
         end: float,
         batch: Any,
         seed: int,
+        *,
+        quick: bool,
     ) -> "_Ladder":
         """All that can be sketched; the ends only if they hold a larger share than `end`."""
         whole = expand(model)
         sites, dense = find_sites(whole)
-        methods = methods_of(sites)
         asked, most = asked_layers(layers, sites), end * count_params(whole)
         ends = next(iter(sites), ""), next(reversed(sites), "")
         for path, site in sites.items():
@@ -115,7 +130,7 @@ class _Ladder:
                 dense[path] = "not among the layers asked for"
             elif path in ends and site.map.weight.numel() <= most:
                 dense[path] = "it is the first or the last layer"
-            elif methods[path].most(site.map) == 0:
+            elif method.most(site.map) == 0:
                 dense[path] = "it is too small to have a smaller form"
         usable = {path: site for path, site in sites.items() if path not in dense}
         if not usable:
@@ -123,16 +138,27 @@ class _Ladder:
         target = {"params": count_params(whole)}
         if batch is not None:
             target = price_model(model, batch)._asdict()
-        return cls(model, usable, dense, methods, batch, seed, target)
+        return cls(model, usable, dense, method, batch, seed, target, quick)
+
+    @cached_property
+    def sizes(self) -> dict[str, Sequence[int]]:
+        """All of every layer, ascending."""
+        method, maps = self.method, {path: site.map for path, site in self.sites.items()}
+        if isinstance(method, Blocks):
+            return {path: method.every_size(m, quick=self.quick) for path, m in maps.items()}
+        return {path: range(1, method.most(m) + 1) for path, m in maps.items()}
 
     @cached_property
     def steps(self) -> list[str]:
-        """Whose sketches get the next row: 1/k - 1/(k + 1) of variance for the values of a row."""
-        order: list[tuple[int, str]] = []
+        """Whose size grows next: of least values for the variance that they take away."""
+        order: list[tuple[float, str]] = []
         for path, site in self.sites.items():
-            method = self.methods[path]
-            row, most = method.values(site.map, 1), method.most(site.map)
-            order += [(k * (k + 1) * row, path) for k in range(1, most + 1)]
+            m, method = site.map, self.method
+            costs = [
+                (method.values(m, size), _variance(method, m, size)) for size in self.sizes[path]
+            ]
+            costs.append((m.weight.numel(), 1.0 if isinstance(method, Blocks) else 0.0))
+            order += [((b - a) / (u - v), path) for (a, u), (b, v) in pairwise(costs)]
         return [path for _, path in sorted(order, key=itemgetter(0))]
 
     def plan(self, level: int) -> Plan:
@@ -140,19 +166,19 @@ class _Ladder:
         more = Counter(self.steps[:level])
         choices, dense = {}, dict(self.dense)
         for path, site in self.sites.items():
-            size = 1 + more[path]
-            if size <= self.methods[path].most(site.map):
-                choices[path] = self._choice(site, size)
+            if more[path] < len(self.sizes[path]):
+                choices[path] = self._choice(site, self.sizes[path][more[path]])
             else:
-                dense[path] = f"{size} rows would not make it smaller"
+                dense[path] = "the budget leaves it dense"
         tied = {other: path for path in choices for other in users(self.sites[path])}
         return Plan(choices, dense, tied, self.target, {}, self.seed)
 
     def _choice(self, site: Site, size: int) -> Choice:
-        method, own = self.methods[site.path], derive_seed(self.seed, site.path)
+        own, method = derive_seed(self.seed, site.path), self.method
         bias = 0 if site.map.bias is None else site.map.bias.numel()
         params = method.values(site.map, size) + bias
-        return Choice("sketched", size, own, params, options=asdict(cast(Any, method)))
+        name = "blocks" if isinstance(method, Blocks) else "sketched"
+        return Choice(name, size, own, params, options=asdict(method))
 
     def priced(self, level: int) -> Plan:
         """The plan at a level with what its network costs."""
@@ -161,7 +187,7 @@ class _Ladder:
             return replace(made, small=price_model(rebuild(self.model, made), self.batch)._asdict())
         maps = {path: self.sites[path].map for path in made.choices}
         saved = sum(m.weight.numel() for m in maps.values())
-        kept = sum(self.methods[p].values(m, made.choices[p].size) for p, m in maps.items())
+        kept = sum(self.method.values(m, made.choices[p].size) for p, m in maps.items())
         return replace(made, small={"params": self.target["params"] - saved + kept})
 
     def highest(self, budget: Budget) -> Plan:
@@ -181,12 +207,6 @@ class _Ladder:
         return self.priced(bisect_left(levels, True, lo=1, key=lambda n: broken(n) is not None) - 1)
 
 
-def _methods(
-    family: str, sides: Sides | Literal["auto"], terms: int, paths: Iterable[str]
-) -> dict[str, Method]:
-    """How each layer is sketched."""
-    first, rest = ("out", "in") if sides == "auto" else (sides, sides)
-    return {
-        path: SketchedMethod(family, rest if place else first, terms)
-        for place, path in enumerate(paths)
-    }
+def _variance(method: Method, m: LinearMap, size: int) -> float:
+    """Of what a sketch can reach, up to a factor that all layers share."""
+    return m.weight.numel() / method.values(m, size) if isinstance(method, Blocks) else 1 / size

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 import bozzetto as bz
 from bozzetto.analysis.certificate import certificate
 from bozzetto.analysis.unbiased import expected_error
+from bozzetto.maps import linear_map
+from bozzetto.methods import make_method
 from bozzetto.sketch import make_sketch
 
 
@@ -181,12 +183,15 @@ def test_a_tied_embedding_has_a_row_of_its_own():
 
 
 @torch.no_grad()
-def test_a_sketched_head_and_its_tied_embedding_hold_one_weight():
+@pytest.mark.parametrize("sides", ["each", "in", "out", "both"])
+def test_a_sketched_head_and_its_tied_embedding_hold_one_weight(sides):
     model = seeded(TiedLanguageModel())
-    small, plan = bz.sketch(model, 0.7)
-    values, head = sum(p.numel() for p in small.parameters()), small.head.weight().float()
+    small, plan = bz.sketch(model, 0.7, sides=sides)
+    values = sum(p.numel() for p in small.parameters())
+    method = make_method(plan.choices["head"].method, plan.choices["head"].options)
+    weight = method.weight(small.head, linear_map(model.head))[0].float()
     assert values == plan.small["params"]
-    assert_close(small.embedding(torch.arange(40)), head)
+    assert_close(small.embedding(torch.arange(40)), weight)
 
 
 def test_nothing_is_changed():

@@ -1,5 +1,6 @@
 """Methods: ways to write a linear map with fewer numbers, by name."""
 
+from bozzetto.methods.blocks import Blocks
 from bozzetto.methods.hybrid import Hybrid
 from bozzetto.methods.lowrank import LowRank
 from bozzetto.methods.method import Method, Objective
@@ -11,6 +12,7 @@ __all__ = [
     "AUTO",
     "AUTO_BYTES",
     "METHODS",
+    "Blocks",
     "Hybrid",
     "LowRank",
     "Method",
@@ -22,13 +24,15 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
+    "blocks": Blocks,
     "hybrid": Hybrid,
     "lowrank": LowRank,
     "signs": SignsMethod,
     "sketched": SketchedMethod,
     "tucker": Tucker,
 }
-# Random directions never beat the data's own on a trained layer: `sketched` is for asking.
+# Random directions never beat the data's own on a trained layer: `sketched` and `blocks` are for
+# asking, and for training from scratch.
 AUTO = ("lowrank", "tucker")
 # Signs hold few trained values, but a bit for every other weight, and compute as much as the dense
 # layer: they are tried where memory is bounded. `hybrid` searches many times: it is for asking.
