@@ -1,8 +1,8 @@
 """The front: size against quality of a target and of several networks made from it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -45,6 +45,22 @@ class Front:
     """The target first, then the networks made from it."""
 
     points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
+        """From rows as `rows` gives them.
+
+        Raises:
+            ValueError: for other rows.
+        """
+        names = [field.name for field in fields(Point) if field.name != "quality"]
+        points = []
+        for row in rows:
+            if missing := [name for name in names if name not in row]:
+                raise ValueError(f"a row of a front has {names}; this one lacks {missing}")
+            quality = {name: value for name, value in row.items() if name not in names}
+            points.append(Point(**{name: row[name] for name in names}, quality=quality))
+        return cls(tuple(points))
 
     def rows(self) -> list[dict[str, object]]:
         """One row a network."""
