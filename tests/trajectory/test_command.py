@@ -37,6 +37,7 @@ def test_train_writes_a_network_and_measures_it(data, tmp_path, capsys, kind):
     assert [row["agents"] for row in found["errors"]] == ["all", "moving", "yielding", "crossing"]
     assert ("modes" in found) == (kind == "joint")
     assert len(found["epochs"]) == 1
+    assert (found["scenes"] > 10, found["left_out"]) == (True, 0)
     assert run(["trajectory", "train", str(data), "--out", str(out)]) == 1
     assert "is not empty" in capsys.readouterr().err
 

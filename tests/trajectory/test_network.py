@@ -20,14 +20,12 @@ from bozzetto.trajectory import (
     constant_turn,
     constant_velocity,
     fit,
-    force,
     fresh,
     graph_of,
     joined,
     load_predictor,
     mirrored,
     save_predictor,
-    study,
 )
 from bozzetto.trajectory.graphs import EDGE, NEIGHBOURS, NODE, REACH
 from bozzetto.trajectory.scenes import FUTURE
@@ -140,24 +138,6 @@ def test_only_the_network_alone_does_not_see_the_others():
         assert bool((seen - alone).abs().max() < 1e-5) == same
 
 
-def test_given_modes_change_paths_and_not_logits():
-    graph, predictor = graph_of(crossing()), fresh().eval()
-    own = predictor(*graph.inputs)
-    same = predictor(*graph.inputs, own.logits.softmax(-1))
-    other = predictor(*graph.inputs, torch.eye(3)[[GOING, GOING]])
-    assert_close(same.paths, own.paths)
-    assert_close(other.logits, own.logits)
-    assert (other.paths - own.paths).abs().max() > 1e-4
-
-
-def test_forcing_one_mode_forces_its_counterpart():
-    graph, predictor = graph_of(crossing()), fresh().eval()
-    edge = int((graph.target == 0).nonzero()[0])
-    modes = torch.zeros(2, 3)
-    modes[edge, GOING] = modes[1 - edge, YIELDING] = 1
-    assert_close(force(predictor, graph, edge, GOING).paths, predictor(*graph.inputs, modes).paths)
-
-
 def test_weights_come_from_the_seed_alone():
     before = torch.get_rng_state()
     one, same, other = fresh(seed=1), fresh(seed=1), fresh(seed=2)
@@ -171,9 +151,7 @@ def test_there_are_fewer_than_a_quarter_of_a_million_values():
     assert sum(p.numel() for p in fresh().parameters()) <= 250_000
 
 
-@pytest.mark.parametrize(
-    ("shape", "what"), [({"kind": "x"}, "got 'x'"), ({"width": 0}, "got 0")]
-)
+@pytest.mark.parametrize(("shape", "what"), [({"kind": "x"}, "got 'x'"), ({"width": 0}, "got 0")])
 def test_a_shape_that_cannot_be_is_refused(shape, what):
     with pytest.raises(ValueError, match=what):
         Shape(**shape)
@@ -277,20 +255,6 @@ def test_training_is_the_same_from_the_same_seed():
 def test_training_without_scenes_says_so():
     with pytest.raises(ValueError, match="needs scenes; got none"):
         fit(fresh(), [])
-
-
-def test_the_study_needs_modes_and_pairs():
-    with pytest.raises(ValueError, match="kind='graph'"):
-        study(fresh(Shape("graph")), [])
-    with pytest.raises(ValueError, match="there are none"):
-        study(fresh(), [graph_of(scene_of(straight("a", (0, 0), (1, 0))))])
-
-
-def test_the_study_measures_every_mode_of_every_pair():
-    found = study(fresh(Shape(width=16)).eval(), [graph_of(crossing())] * 3, most=5)
-    assert found.travelled.shape == (5, 3)
-    assert [row["forced"] for row in found.rows()] == ["ignoring", "going", "yielding"]
-    assert 0 <= found.sensible <= 1
 
 
 def test_graphs_are_joined_in_order():

@@ -6,10 +6,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from drawn import crossing, scene_of, straight
+from drawn import crossing, recorded, scene_of, straight
 from PIL import Image
 
-from bozzetto.trajectory import GOING, Lanes, Output, View, graph_of, view, write_page
+from bozzetto.trajectory import GOING, Lanes, Output, View, graph_of, scene_at, view, write_page
 from bozzetto.trajectory.page import world
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,6 +71,16 @@ def test_a_prediction_is_json():
     going = [m for m in found["modes"] if m["going"] > 0.9]
     assert [(m["agent"], m["towards"]) for m in going] == [("east", "north")]
     assert GOING == 1
+
+
+def test_vehicles_that_a_scene_left_out_are_counted(tmp_path):
+    scene = scene_at(
+        recorded(*(straight(str(n), (9.0 * n, 0), (1, 0)) for n in range(5))), 20, most=3
+    )
+    shown = drawn_view(scene)
+    assert shown.to_dict()["left_out"] == 2
+    page = write_page(tmp_path / "a.html", [shown], title="t")
+    assert data_of(page)["scenes"][0]["title"].endswith("without 2 vehicles farther out")
 
 
 def test_no_scenes_make_no_page(tmp_path):

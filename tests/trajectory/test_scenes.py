@@ -4,7 +4,7 @@ from drawn import NOW, recorded, scene_of, straight, track
 
 from bozzetto.trajectory import Lanes, cut, matching, mirrored, scene_at, scenes_of, split
 from bozzetto.trajectory.centrelines import AHEAD, SPACING, CentreLines
-from bozzetto.trajectory.scenes import FUTURE, PAST
+from bozzetto.trajectory.scenes import FUTURE, LIMIT, PAST
 
 
 def line(*points):
@@ -54,6 +54,12 @@ def test_of_many_agents_those_in_the_middle_stay():
     scene = scene_at(recorded(*tracks), NOW, most=3)
     assert scene is not None
     assert (scene.ids, scene.left_out) == (("3", "4", "5"), 6)
+
+
+@pytest.mark.parametrize("most", [0, LIMIT + 1])
+def test_more_agents_than_memory_allows_are_refused_with_the_limit(most):
+    with pytest.raises(ValueError, match=f"holds 1 … {LIMIT} agents; got most={most}"):
+        list(scenes_of([recorded(straight("a", (0, 0), (1, 0)))], most=most))
 
 
 def test_scenes_are_as_far_apart_as_asked():

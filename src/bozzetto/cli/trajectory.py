@@ -62,9 +62,10 @@ def train(
     tj.save_predictor(out, predictor.eval())
     head = {"folder": str(out), "params": sum(p.numel() for p in predictor.parameters())}
     tables = {"epochs": history.rows()}
-    if chosen.test:
-        tables |= _scores(predictor, _graphs(chosen.test))
-    show(as_json, head | {"scenes": len(scenes)} | _repaired(found), tables)
+    judge = [*tj.scenes_of(chosen.test)]
+    if judge:
+        tables |= _scores(predictor, _graphs(judge))
+    show(as_json, head | _repaired(found) | _counted([*scenes, *judge]), tables)
 
 
 @motion.command
@@ -88,11 +89,12 @@ def evaluate(
     """
     predictor = tj.load_predictor(folder)
     found = tj.matching(_recordings(data, part=part), test or ["*"])
-    graphs = _graphs(found)
+    scenes = [*tj.scenes_of(found)]
+    graphs = _graphs(scenes)
     tables = _scores(predictor, graphs)
     measured = {name: tj.score(b, graphs, modes=False) for name, b in tj.BASELINES.items()}
     tables["baselines"] = [{"baseline": name} | s.rows()[0] for name, s in measured.items()]
-    show(as_json, {"folder": str(folder)} | _repaired(found), tables)
+    show(as_json, {"folder": str(folder)} | _repaired(found) | _counted(scenes), tables)
 
 
 @motion.command
@@ -121,9 +123,10 @@ def predict(folder: Path, data: Path, /, *, out: Path, every: float = 1.0) -> No
         every: Seconds between scenes.
     """
     predictor = tj.load_predictor(folder)
-    lines = [json.dumps(v.to_dict()) for v in _views(predictor, _recordings(data, None), every)]
+    views = [*_views(predictor, _recordings(data, None), every)]
+    lines = [json.dumps(view.to_dict()) for view in views]
     out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    show(False, {"file": str(out), "scenes": len(lines)}, {})
+    show(False, {"file": str(out)} | _counted(view.scene for view in views), {})
 
 
 @motion.command
@@ -158,9 +161,14 @@ def _repaired(found: Iterable[tj.Recording]) -> dict[str, Any]:
     return {"bad_rows": sum(len(recording.bad) for recording in found)}
 
 
-def _graphs(found: Iterable[tj.Recording]) -> list[tj.Graph]:
-    """Of a scene every second."""
-    return [*map(tj.graph_of, watched([*tj.scenes_of(found)], "labelling"))]
+def _counted(scenes: Iterable[tj.Scene]) -> dict[str, Any]:
+    """How many scenes, and agents beyond the most that a scene holds."""
+    left_out = [scene.left_out for scene in scenes]
+    return {"scenes": len(left_out), "left_out": sum(left_out)}
+
+
+def _graphs(scenes: Sequence[tj.Scene]) -> list[tj.Graph]:
+    return [*map(tj.graph_of, watched(scenes, "labelling"))]
 
 
 def _scores(predictor: tj.Predictor, graphs: Sequence[tj.Graph]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Prediction for Autonomous Driving using Graph Neural Networks" (arXiv 1912.07882
 from bozzetto.trajectory.baselines import BASELINES, constant_turn, constant_velocity
 from bozzetto.trajectory.export import export_onnx
 from bozzetto.trajectory.files import check_folder, load_predictor, save_predictor
-from bozzetto.trajectory.forcing import Forced, force, one_hot, study
+from bozzetto.trajectory.forcing import Forced, force, study
 from bozzetto.trajectory.graphs import Graph, batched, counted, graph_of, joined
 from bozzetto.trajectory.labels import GOING, IGNORING, MODES, UNKNOWN, YIELDING, label
 from bozzetto.trajectory.loaders import load
@@ -67,7 +67,6 @@ __all__ = [
     "load_predictor",
     "matching",
     "mirrored",
-    "one_hot",
     "save_predictor",
     "scene_at",
     "scenes_of",

@@ -16,13 +16,7 @@ from bozzetto.trajectory.labels import GOING, MODES, UNKNOWN, YIELDING
 from bozzetto.trajectory.network import Output, Predictor
 from bozzetto.trajectory.scenes import FUTURE, RATE
 
-__all__ = ["Forced", "force", "one_hot", "study"]
-
-
-def one_hot(modes: Tensor, output: Output) -> Tensor:
-    """Probabilities, (e, 3): sure of the given modes, the network's own where they are unknown."""
-    sure = torch.nn.functional.one_hot(modes.clamp(min=0), len(MODES)).to(output.logits)
-    return torch.where((modes == UNKNOWN)[:, None], output.logits.softmax(-1), sure)
+__all__ = ["Forced", "force", "study"]
 
 
 @torch.no_grad()
@@ -36,8 +30,7 @@ def force(predictor: Predictor, graph: Graph, edge: int, mode: int) -> Output:
     modes = torch.full_like(graph.modes, UNKNOWN)
     modes[(graph.source == target) & (graph.target == source)] = other
     modes[edge] = mode
-    own = predictor(*graph.inputs)
-    return predictor(*graph.inputs, one_hot(modes, own))
+    return predictor(*graph.inputs, modes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bozzetto.trajectory.graphs import EDGE, NODE, past_of
-from bozzetto.trajectory.labels import MODES
+from bozzetto.trajectory.labels import MODES, UNKNOWN
 from bozzetto.trajectory.scenes import FUTURE
 
 __all__ = ["Kind", "Output", "Predictor", "Shape", "fresh"]
@@ -99,7 +99,7 @@ class Predictor(nn.Module):
         edges: Tensor,
         source: Tensor,
         target: Tensor,
-        modes: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> Output:
         """Paths and logits.
 
@@ -108,7 +108,7 @@ class Predictor(nn.Module):
             edges: (e, EDGE).
             source: of the edges, (e,).
             target: of the edges, (e,).
-            modes: probabilities to take in place of the network's own, (e, 3).
+            given: modes to take in place of the network's own, (e,); UNKNOWN leaves its own.
         """
         h = F.relu(self.node(nodes))
         logits = edges.new_zeros(edges.shape[0], len(MODES))
@@ -124,12 +124,18 @@ class Predictor(nn.Module):
             read = h
             if self.mode is not None and self.typed is not None:
                 logits = self.mode(h, e, source, target)
-                weight = logits.softmax(-1) if modes is None else modes
+                weight = logits.softmax(-1) if given is None else replaced(logits, given)
                 messages = F.relu(self.typed(h, e, source, target)).unflatten(-1, (len(MODES), -1))
                 message = (weight[..., None] * messages).sum(-2)
                 read = torch.cat([h, pooled(message, target, h)], -1)
         offsets = self.decoder(read).unflatten(-1, (FUTURE, 2)).cumsum(-2)
         return Output(straight(nodes) + offsets, logits)
+
+
+def replaced(logits: Tensor, given: Tensor) -> Tensor:
+    """Probabilities that are sure of the given modes, (e,), where those are known; (e, 3)."""
+    sure = F.one_hot(given.clamp(min=0), len(MODES)).to(logits)
+    return torch.where((given == UNKNOWN)[:, None], logits.softmax(-1), sure)
 
 
 def straight(nodes: Tensor) -> Tensor:

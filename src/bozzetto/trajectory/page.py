@@ -52,6 +52,7 @@ class View:
         return {
             "recording": scene.recording,
             "frame": scene.frame,
+            "left_out": scene.left_out,
             "paths": {name: _points(path) for name, path in zip(ids, self.paths, strict=True)},
             "modes": [
                 {"agent": ids[i], "towards": ids[j]}
@@ -106,8 +107,9 @@ def _drawn(view: View) -> dict[str, Any]:
     boxes = [(line.min(0) - middle, line.max(0) - middle) for line in view.lanes.lines]
     near = [bool((low < reach).all() and (high > -reach).all()) for low, high in boxes]
     lines = [line for line, shown in zip(view.lanes.lines, near, strict=True) if shown]
+    without = f", without {scene.left_out} vehicles farther out" if scene.left_out else ""
     return {
-        "title": f"{scene.recording}, frame {scene.frame}",
+        "title": f"{scene.recording}, frame {scene.frame}{without}",
         "lanes": [_points(line - middle) for line in lines],
         "agents": [_agent(view, i, middle) for i in range(scene.agents)],
         "modes": _arrows(view),

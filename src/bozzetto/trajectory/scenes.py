@@ -14,6 +14,7 @@ __all__ = ["FUTURE", "PAST", "RATE", "Scene", "mirrored", "scene_at", "scenes_of
 RATE = 5  # steps a second in a scene
 PAST, FUTURE = 2 * RATE + 1, 5 * RATE  # steps: -2 s … now, 0.2 s … 5 s
 MOST_AGENTS = 48
+LIMIT = 2048  # agents: distances of all pairs and the lanes of all edges then take about 200 MB
 _STRIDE = HZ // RATE
 _SEEN = RATE + 1  # an agent has been seen for at least a second
 _MOVED = 2.0  # metres after which a displacement tells the heading
@@ -68,9 +69,10 @@ def scenes_of(
         every: seconds between scenes.
         most: agents in a scene; of more, those nearest to the middle of all stay, and the scene
             says how many were left out.
+
+    Raises:
+        ValueError: for a time below a frame, or more agents than memory is planned for.
     """
-    if most < 1:
-        raise ValueError(f"scenes need at least one agent; got most={most}")
     if every * HZ < 1:
         raise ValueError(f"scenes need to be at least {1 / HZ} s apart; got {every}")
     for recording in recordings:
@@ -89,7 +91,13 @@ def scene_at(
     lines: CentreLines | None = None,
     most: int = MOST_AGENTS,
 ) -> Scene | None:
-    """The scene at a frame; None if no agent has been seen for a second."""
+    """The scene at a frame; None if no agent has been seen for a second.
+
+    Raises:
+        ValueError: for more agents than memory is planned for.
+    """
+    if not 1 <= most <= LIMIT:
+        raise ValueError(f"a scene holds 1 … {LIMIT} agents; got most={most}")
     lines = CentreLines(recording.lanes) if lines is None else lines
     least = frame - (_SEEN - 1) * _STRIDE
     tracks = [t for t in recording.present(frame) if t.start <= least]

@@ -55,20 +55,39 @@ def class_weights(graphs: Iterable[Graph]) -> tuple[float, ...]:
 
 
 def batches(
-    graphs: Sequence[Graph], *, size: int = 8, shuffle: bool = True, seed: int = 0
+    graphs: Sequence[Graph],
+    *,
+    size: int = 8,
+    shuffle: bool = True,
+    seed: int = 0,
+    told: float = 0.0,
 ) -> DataLoader[Any]:
-    """Batches of joined scenes for `bozzetto.train`."""
+    """Batches of joined scenes for `bozzetto.train`.
+
+    Args:
+        graphs: of the scenes.
+        size: scenes in a batch.
+        shuffle: draw the scenes in another order every epoch.
+        seed: of the order, and of the modes that are told.
+        told: chance of every known mode to be an input too, in place of the network's own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def collate(some: Sequence[Graph]) -> Any:
+        whole = joined(some)
+        inputs, target = whole.batch()
+        if not told:
+            return inputs, target
+        kept = torch.rand(len(whole.modes), generator=generator) < told
+        return (*inputs, whole.modes.where(kept, torch.tensor(UNKNOWN))), target
+
     return DataLoader(
         list(graphs),  # pyright: ignore[reportArgumentType]
         batch_size=size,
         shuffle=shuffle,
-        generator=torch.Generator().manual_seed(seed),
-        collate_fn=_collate,
+        generator=generator,
+        collate_fn=collate,
     )
-
-
-def _collate(graphs: Sequence[Graph]) -> Any:
-    return joined(graphs).batch()
 
 
 RECIPE = bz.Recipe(

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from drawn import crossing, scene_of, straight
+from torch.testing import assert_close
+
+from bozzetto.trajectory import (
+    GOING,
+    UNKNOWN,
+    YIELDING,
+    Shape,
+    batches,
+    force,
+    fresh,
+    graph_of,
+    study,
+)
+
+
+def test_modes_are_told_to_the_network_by_chance():
+    graphs = [graph_of(crossing(0, 15))] * 600
+
+    def told(share):
+        return torch.cat([inputs[4] for inputs, _ in batches(graphs, size=8, told=share)])
+
+    assert all(len(inputs) == 4 for inputs, _ in batches(graphs))
+    assert set(told(1.0).tolist()) == {GOING, YIELDING}
+    share = (told(0.3) != UNKNOWN).double().mean()
+    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / 1200) ** 0.5
+
+
+def test_given_modes_change_paths_and_not_logits():
+    graph, predictor = graph_of(crossing()), fresh().eval()
+    own = predictor(*graph.inputs)
+    same = predictor(*graph.inputs, torch.tensor([UNKNOWN, UNKNOWN]))
+    other = predictor(*graph.inputs, torch.tensor([GOING, GOING]))
+    assert_close(same.paths, own.paths)
+    assert_close(other.logits, own.logits)
+    assert (other.paths - own.paths).abs().max() > 1e-4
+
+
+def test_forcing_one_mode_forces_its_counterpart():
+    graph, predictor = graph_of(crossing()), fresh().eval()
+    edge = int((graph.target == 0).nonzero()[0])
+    modes = torch.tensor([YIELDING, YIELDING])
+    modes[edge] = GOING
+    assert_close(force(predictor, graph, edge, GOING).paths, predictor(*graph.inputs, modes).paths)
+
+
+def test_the_study_needs_modes_and_pairs():
+    with pytest.raises(ValueError, match="kind='graph'"):
+        study(fresh(Shape("graph")), [])
+    with pytest.raises(ValueError, match="there are none"):
+        study(fresh(), [graph_of(scene_of(straight("a", (0, 0), (1, 0))))])
+
+
+def test_the_study_measures_every_mode_of_every_pair():
+    found = study(fresh(Shape(width=16)).eval(), [graph_of(crossing())] * 3, most=5)
+    assert found.travelled.shape == (5, 3)
+    assert [row["forced"] for row in found.rows()] == ["ignoring", "going", "yielding"]
+    assert 0 <= found.sensible <= 1
