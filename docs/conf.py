@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
+    "cyclopts.ext.sphinx",
 ]
 html_theme = "furo"
 html_title = f"Bozzetto {release}"
@@ -37,7 +38,8 @@ autodoc_default_options = {
     "members": True,
     "show-inheritance": True,
     # scikit-learn adds these to estimators; they refer to its own pages
-    "exclude-members": "set_fit_request, set_partial_fit_request, set_score_request",
+    "exclude-members": "set_fit_request, set_partial_fit_request, set_score_request, "
+    "set_predict_request, set_decision_function_request",
 }
 napoleon_numpy_docstring = False
 
@@ -58,26 +60,32 @@ sphinx_gallery_conf = {
 }
 
 _CODE = re.compile(r"(`+[^`]*`+)")
-_MARKUP = re.compile(r"([\\*|]|(?<=\w)_(?!\w|(?:, \w+)*:))")
+_MARKUP = re.compile(r"([\\*|]|(?<=\w)_(?!\w|(?:, \w+)*:\s))")
 
 
 def _read_as_text(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Take |x|, xᵀ*y and fit_ in a docstring for what they say, not for markup."""
+    """Take |x|, xᵀ*y, fit_ and `x`s in a docstring for what they say, not for markup."""
     parts = _CODE.split("\n".join(lines))
     parts[::2] = [_MARKUP.sub(r"\\\1", text) for text in parts[::2]]
+    parts[2::2] = [re.sub(r"^(?=\w)", r"\\ ", text) for text in parts[2::2]]
     lines[:] = "".join(parts).split("\n")
 
 
+def _mathml(node: nodes.Element, still: str, *, block: bool) -> str:
+    """A formula, in which these marks keep their size."""
+    formula = latex2mathml.tex2mathml(node.astext(), as_block=block)
+    return re.sub(rf"<mo[^>]*>([{still}])</mo>", r'<mo stretchy="false">\1</mo>', formula)
+
+
 def _inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(latex2mathml.tex2mathml(node.astext()))
+    self.body.append(_mathml(node, "‖{}⟨⟩", block=False))
     raise nodes.SkipNode
 
 
 def _block(self: HTML5Translator, node: nodes.math_block) -> None:
-    formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
-    self.body.append(f'<div class="math">{formula}</div>\n')
+    self.body.append(f'<div class="math">{_mathml(node, "‖", block=True)}</div>\n')
     raise nodes.SkipNode
 
 
