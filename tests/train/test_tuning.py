@@ -1,4 +1,4 @@
-"""Tuning: what is delivered, dropout at another chance."""
+"""Tuning: short recipes by task, what is delivered, dropout at another chance."""
 
 import copy
 from dataclasses import replace
@@ -104,3 +104,42 @@ def test_modules_that_hold_a_chance_drop_by_it_too() -> None:
     with dropping(model, 0.0):
         assert chances() == [0.0, 0.0, 0.0]
     assert chances() == [0.3, 0.2, 0.1]
+
+
+def problem(task: str) -> tuple[nn.Sequential, list[Any], list[Any]]:
+    """A trained network with dropout, and labelled batches for tuning and for judging."""
+    model = nn.Sequential(
+        nn.Linear(12, 48), nn.Tanh(), nn.Dropout(0.2),
+        nn.Linear(48, 48), nn.Tanh(), nn.Dropout(0.2), nn.Linear(48, 6),
+    )  # fmt: skip
+    x = torch.randn(640, 12) @ torch.randn(12, 12)
+    mix = torch.randn(12, 6) / 4
+    y = (x @ mix).sin() if task == "regression" else (x @ mix).argmax(1)
+    made: list[Any] = list(zip(x.split(32), y.split(32), strict=True))
+    bz.train(model, made[:16], bz.Recipe(epochs=10, lr=3e-3))
+    if task == "embeddings":
+        made = [(part, None) for part, _ in made]
+    return model.eval(), made[:16], made[16:]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "embeddings"])
+def test_a_short_recipe_for_every_task_brings_the_small_network_nearer(task: Any) -> None:
+    model, data, held = problem(task)
+    small, _ = bz.compress(model, 0.2, [x for x, _ in data])
+    before, recipe = copy.deepcopy(small), bz.Recipe.tuning(task)
+    scored = replace(recipe, epochs=1, lr=1e-12, deliver="best")  # measures, and changes nothing
+
+    def held_out(net: nn.Module) -> float:
+        metrics: Any = "mse" if task == "regression" else "accuracy"
+        run = bz.train(
+            copy.deepcopy(net), data[:1], scored, teacher=model, val=held, metric=metrics
+        )
+        return run.epochs[-1]["val_objective"]
+
+    bz.train(small, data, recipe, teacher=model)
+    assert held_out(small) < held_out(before)
+
+
+def test_tasks_have_names() -> None:
+    with pytest.raises(ValueError, match=r"one of \['classification', .*got 'ranking'"):
+        bz.Recipe.tuning(cast(Any, "ranking"))
