@@ -1,29 +1,36 @@
-"""The pages tell the truth: their Python runs, and their numbers come from the results.
+"""The pages tell the truth: their Python runs, their numbers are the results', the names are there.
 
-A number that was measured stands behind a comment that says where it comes from,
-
-    <!-- n:cifar10-resnet20.json:rows.0.accuracy:.1% -->91.7%
-
-that is: file in benchmarks/results, path in it (keys and indices joined by points), format. In a
-table of the README every cell that is a plain number has such a comment.
+`benchmarks/pages.py` says how a number is marked. In a table of the README every cell that is a
+plain number has a mark.
 """
 
+import importlib
+import importlib.util
+import inspect
 import json
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
-NUMBER = r"[-+−]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?%?"
-MARKED = re.compile(rf"<!-- n:(\S+?\.json):(\S+):(\S*) -->({NUMBER})?")
-PLAIN_CELL = re.compile(rf"\W*{NUMBER}\s*(?:[×%]|[kKMG]?B|[mµ]?s|dB|points?)?\W*")
+
+def _pages() -> Any:
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "benchmarks" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages = _pages()
+RESULTS, README, PAGES, MARKED = pages.RESULTS, pages.README, pages.PAGES, pages.MARKED
+PLAIN_CELL = re.compile(rf"\W*{pages.NUMBER}\s*(?:[×%]|[kKMG]?B|[mµ]?s|dB|points?)?\W*")
 FENCE = re.compile(
     r"^[ \t]*(```|~~~)[ \t]*(?:py|python)\b([^\n]*)\n(.*?)^[ \t]*\1", re.MULTILINE | re.DOTALL
 )
@@ -55,10 +62,7 @@ def wrong_numbers(text: str, results: Path) -> list[str]:
     found = MARKED.findall(text)
     wrong = ["a comment is not n:FILE:PATH:FORMAT"] if len(found) < text.count("<!-- n") else []
     for file, path, form, printed in found:
-        value = json.loads((results / file).read_text())
-        for step in path.split("."):
-            value = value[int(step)] if isinstance(value, list) else value[step]
-        measured = format(value, form)
+        measured = pages.measured(file, path, form, results)
         if printed.replace("−", "-") != measured:
             wrong.append(f"{file}:{path}: the page says {printed!r}, the result {measured!r}")
     return wrong
@@ -125,3 +129,49 @@ def test_a_number_of_nowhere_is_seen():
     table = "| network | kept |\n|---|---|\n| ResNet-20 | **25.0 %** |\n| <!-- n:a.json:b: -->1 | |"
     assert unmarked_cells(table) == [" **25.0 %** "]
     assert unmarked_cells("| <!-- n:a.json:b: -->1 / 2 |") != []
+
+
+def test_numbers_are_renewed_in_place():
+    find = {("a.json", "x", ".1f"): "-2.0", ("a.json", "y", ","): "1,234"}
+    page = "A <!-- n:a.json:x:.1f -->1.0 and <!-- n:a.json:y:, -->9, and 3.5."
+    renewed = pages.renewed(page, lambda *mark: find[mark])
+    assert renewed == "A <!-- n:a.json:x:.1f -->−2.0 and <!-- n:a.json:y:, -->1,234, and 3.5."
+
+
+PUBLIC = [
+    "bozzetto", "bozzetto.nn", "bozzetto.train", "bozzetto.optim", "bozzetto.methods",
+    "bozzetto.testing", "bozzetto.report", "bozzetto.regress", "bozzetto.tangent",
+    "bozzetto.tangent.fast", "bozzetto.trajectory", "bozzetto.analysis.certificate",
+    "bozzetto.analysis.crash", "bozzetto.analysis.front", "bozzetto.analysis.kernel",
+    "bozzetto.analysis.latency", "bozzetto.analysis.spectrum", "bozzetto.analysis.unbiased",
+]  # fmt: skip
+DIRECTIVE = re.compile(r"^\.\. automodule:: (\S+)\n((?:   :.*\n)*)", re.MULTILINE)
+
+
+def described() -> set[int]:
+    """The objects that the reference's directives describe, by identity."""
+    found = set()
+    for name, options in DIRECTIVE.findall(read(ROOT / "docs" / "reference.md")):
+        module = importlib.import_module(name)
+        names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
+        things = [getattr(module, n) for n in names]
+        whole = ":imported-members:" in options
+        found |= {id(t) for t in things if whole or getattr(t, "__module__", None) == name}
+    return found
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_public_name_is_in_the_reference(package: str):
+    module = importlib.import_module(package)
+    names = {name: getattr(module, name) for name in module.__all__}
+    # Constants, and modules, stand in the texts of others.
+    told = {n: t for n, t in names.items() if inspect.isclass(t) or inspect.isfunction(t)}
+    assert [name for name, thing in told.items() if id(thing) not in described()] == []
+    assert [name for name, thing in told.items() if not inspect.getdoc(thing)] == []
+
+
+def test_every_page_is_in_the_index():
+    blocks = re.findall(r"```{toctree}(.*?)```", read(ROOT / "docs" / "index.md"), re.DOTALL)
+    listed = {name for block in blocks for name in block.split()}
+    written = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert written <= listed
