@@ -189,9 +189,9 @@ def _spread(case: Case, rows: Sequence[Row]) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for keep in case.keeps if case.draws else ():
         own = [r for r in rows if (r["method"], r["keep"], r["tuned"]) == (OURS, keep, False)]
-        value = [row[case.unit] for row in own]
-        spread = {"mean": float(np.mean(value)), "deviation": float(np.std(value, ddof=1))}
-        found[f"{round(100 * keep)}"] = {"draws": len(value)} | spread
+        if len(value := [row[case.unit] for row in own]) > 1:
+            spread = {"mean": float(np.mean(value)), "deviation": float(np.std(value, ddof=1))}
+            found[f"{round(100 * keep)}"] = {"draws": len(value)} | spread
     return found
 
 
