@@ -4,12 +4,20 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["sample_in_turn", "with_threads"]
+__all__ = ["Sample", "sample_clocks", "sample_in_turn", "with_threads"]
 
 _SAMPLE = 2e-3  # seconds: shorter ones measure the clock and the scheduler
+
+
+class Sample(NamedTuple):
+    """Seconds of one call: on the wall's clock, and of this process' threads together."""
+
+    wall: float
+    process: float
 
 
 def sample_in_turn(
@@ -17,7 +25,17 @@ def sample_in_turn(
     repeats: int,
     devices: Collection[torch.device] = (),
 ) -> dict[str, tuple[float, ...]]:
-    """Seconds of one call, a sample a round.
+    """Seconds of one call on the wall's clock, a sample a round; see `sample_clocks`."""
+    found = sample_clocks(calls, repeats, devices)
+    return {name: tuple(sample.wall for sample in samples) for name, samples in found.items()}
+
+
+def sample_clocks(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    devices: Collection[torch.device] = (),
+) -> dict[str, list[Sample]]:
+    """Both times of one call, a sample a round.
 
     Every round takes a sample of each, the next one first in every round, of as many calls as fill
     two milliseconds; two untimed calls go before.
@@ -28,25 +46,26 @@ def sample_in_turn(
         devices: on which they work; accelerators are waited for.
     """
 
-    def seconds(name: str, count: int) -> float:
+    def seconds(name: str, count: int) -> Sample:
         _wait(devices)
-        began = time.perf_counter()
+        wall, process = time.perf_counter(), time.process_time()
         for _ in range(count):
             calls[name]()
         _wait(devices)
-        return (time.perf_counter() - began) / count
+        wall, process = time.perf_counter() - wall, time.process_time() - process
+        return Sample(wall / count, process / count)
 
     names = list(calls)
     counts = {}
     for name in names:
         seconds(name, 1)
-        counts[name] = max(1, math.ceil(_SAMPLE / max(seconds(name, 1), 1e-7)))
-    samples: dict[str, list[float]] = {name: [] for name in names}
+        counts[name] = max(1, math.ceil(_SAMPLE / max(seconds(name, 1).wall, 1e-7)))
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
     for turn in range(repeats):
         start = turn % max(1, len(names))
         for name in names[start:] + names[:start]:
             samples[name].append(seconds(name, counts[name]))
-    return {name: tuple(found) for name, found in samples.items()}
+    return samples
 
 
 def _wait(devices: Collection[torch.device]) -> None:

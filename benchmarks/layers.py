@@ -1,0 +1,293 @@
+"""Time of small layers over the dense layer's, side by side in one process, and the floors.
+
+A cell is (layer, keep, batch, threads, pass); all its forms are timed in turn. The floor of a form
+is the larger of its bytes (parameters, buffers, input, output) over the bandwidth of a copy as
+large, and its operations over the rate of a large matrix product, both measured in the same cell;
+three times that for forward and backward. With one thread milliseconds and floors are of processor
+time, which other programs do not add to; with two of the wall's clock. Cells are kept, and SECONDS
+bounds a run.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from bozzetto.maps import LinearMap, linear_map
+from bozzetto.methods import METHODS, make_method
+from bozzetto.nn import for_inference
+from bozzetto.prices import count_bytes, count_flops
+from bozzetto.sketch import make_sketch
+from bozzetto.timing import Sample, sample_clocks, with_threads
+from pretrained import Cells
+
+Row = dict[str, Any]
+ROUNDS = 9
+LARGE = 1024  # of the matrices whose product's rate is the machine's
+
+
+class Case(NamedTuple):
+    """A dense layer and its inputs."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], Tensor]
+    batches: tuple[int, ...] = (1, 8, 32, 512)
+
+
+def _linear(n: int, m: int) -> Case:
+    return Case(partial(nn.Linear, n, m), lambda b: torch.randn(b, n))
+
+
+def _conv(n: int, size: int, taps: int) -> Case:
+    build = partial(nn.Conv2d, n, n, taps, padding=taps // 2)
+    return Case(build, lambda b: torch.randn(b, n, size, size), (1, 8, 32))
+
+
+CASES: dict[str, Case] = {
+    "linear 384": _linear(384, 384),
+    "linear 1024": _linear(1024, 1024),
+    "linear 4096": _linear(4096, 4096),
+    "linear 4096 to 1024": _linear(4096, 1024),
+    "linear 1024 to 4096": _linear(1024, 4096),
+    "conv 64 at 32": _conv(64, 32, 3),
+    "conv 256 at 28": _conv(256, 28, 3),
+    "conv 512 at 14": _conv(512, 14, 3),
+    "conv 1x1 256 at 28": _conv(256, 28, 1),
+    "embedding 30522x384": Case(
+        partial(nn.Embedding, 30522, 384), lambda b: torch.randint(30522, (b, 128)), (1, 8, 32)
+    ),
+}
+KEEPS = (2, 4, 8, 16)  # times fewer weight values
+
+
+class FourProducts(nn.Module):
+    """The paper's SK-FC or SK-CONV as its formula says, every matrix held: as others publish it."""
+
+    def __init__(self, dense: nn.Module, k: int) -> None:
+        super().__init__()
+        m = linear_map(dense)
+        layer = partial(m.op.layer, bias=False, like=m.weight)
+        point = partial(m.op.pointwise, bias=False, like=m.weight)
+        self.s1, self.u1t = layer(m.inputs, k), point(k, m.outputs)
+        self.u2, self.s2 = point(m.inputs, k), layer(k, m.outputs)
+        for part, u in (
+            (self.u1t, make_sketch("sign", m.outputs, k, 1).dense().T),
+            (self.u2, make_sketch("sign", m.inputs, k, 2).dense()),
+        ):
+            value = u.reshape(cast(Tensor, part.weight).shape)
+            part.weight = nn.Parameter(value, requires_grad=False)
+        self.bias = m.bias
+        self.shape = (-1, *[1] * (-1 - m.op.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(U1ᵀ S1 x + S2 U2 x)/2 + b."""
+        y = (self.u1t(self.s1(x)) + self.s2(self.u2(x))) / 2
+        return y if self.bias is None else y + self.bias.view(self.shape)
+
+
+def _tensorly(dense: nn.Module, keep: int) -> nn.Module:
+    tl = import_module("tltorch")
+    made: Any
+    if isinstance(dense, nn.Linear):
+        n, m = dense.in_features, dense.out_features
+        split = {384: (16, 24), 1024: (32, 32), 4096: (64, 64)}
+        made = tl.FactorizedLinear(
+            split[n], split[m], factorization="tucker", rank=1 / keep, implementation="factorized"
+        )
+    else:
+        conv = cast(nn.Conv2d, dense)
+        made = tl.FactorizedConv(
+            conv.in_channels, conv.out_channels, conv.kernel_size, order=2,
+            padding=cast(Any, conv.padding), factorization="tucker", rank=1 / keep,
+            implementation="factorized",
+        )  # fmt: skip
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.05)
+    return made
+
+
+def _sign_size(m: LinearMap, keep: int) -> int:
+    """So many signs a side that bits and core take 1/keep of the dense bytes."""
+    rows, d = m.block
+    side = (rows + d) / 32  # of four-byte values
+    return max(1, int((side**2 / 4 + rows * d / keep) ** 0.5 - side / 2))
+
+
+def forms(dense: nn.Module, keep: int) -> dict[str, nn.Module]:
+    """Every form with 1/keep of the dense weight values (signs: of the bytes)."""
+    m = linear_map(dense)
+    made: dict[str, nn.Module] = {"dense": dense}
+    lookup = isinstance(dense, nn.Embedding)
+    for name, sides, terms in (
+        ("fold in", "in", 1), ("fold out", "out", 1), ("fold both", "both", 1),
+        ("fold both l=2", "both", 2),
+    ):  # fmt: skip
+        method = make_method("sketched", {"sides": sides, "terms": terms})
+        if lookup and sides != "out":
+            continue
+        size = method.most(m, 1 / keep)
+        if size:
+            made[name] = method.build(m, size, 1)
+    for name in ("lowrank", "tucker", "blocks", "signs", "hybrid"):
+        if name not in METHODS or (lookup and name in ("blocks", "signs", "hybrid")):
+            continue
+        method = make_method(name)
+        size = _sign_size(m, keep) if name == "signs" else method.most(m, 1 / keep)
+        if name == "hybrid":
+            size = max(1, method.most(m, 1 / keep) // 2)
+        if size and method.values(m, size) < m.weight.numel():
+            made[name] = method.build(m, size, 1)
+    if not lookup:
+        k = make_method("sketched").most(m, 1 / keep)
+        if k:
+            made["four products"] = FourProducts(dense, k)
+    return made
+
+
+class Floor(NamedTuple):
+    """What a form moves and computes in one forward pass."""
+
+    bytes: int
+    flops: int
+
+
+def _floor(layer: nn.Module, x: Tensor) -> Floor:
+    """Of a table only the rows that are asked for count, read and written."""
+    y = layer(x)
+    io = sum(t.numel() * t.element_size() for t in (x, y))
+    tables = [part for part in layer.modules() if isinstance(part, nn.Embedding)]
+    read = sum(4 * part.embedding_dim * x.numel() for part in tables)
+    weights = count_bytes(layer) - sum(4 * part.weight.numel() for part in tables)
+    return Floor(io + read + weights, count_flops(lambda: layer(x)))
+
+
+def _forward(layer: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        layer(x)
+
+
+def _both(layer: nn.Module, x: Tensor) -> None:
+    x.grad = None
+    for p in layer.parameters():
+        p.grad = None
+    layer(x).sum().backward()
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    target.copy_(source)
+
+
+def measure(case: Case, keep: int, batch: int, threads: int, mode: str) -> Row:
+    """One cell: medians over the rounds, ratios round by round."""
+    dense, x = case.build(), case.inputs(batch)
+    layers = forms(dense, keep)
+    small_enough = cast(Tensor, dense.weight).numel() <= 1 << 20  # it takes seconds beyond
+    if mode == "forward" and small_enough and not isinstance(dense, nn.Embedding):
+        layers["tensorly-torch"] = _tensorly(dense, keep)
+    if mode == "forward":
+        ready = {
+            f"{name}, for inference": for_inference(layers[name], x)
+            for name in ("dense", "fold in", "fold out", "fold both", "lowrank")
+            if name in layers
+        }
+        layers |= ready
+    elif x.is_floating_point():
+        x.requires_grad_()
+    run = _forward if mode == "forward" else _both
+    floors = {name: _floor(layer, x) for name, layer in layers.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(run, layer, x) for name, layer in layers.items()
+    }
+    small = next(floors[n] for n in ("fold in", "fold out", "lowrank") if n in floors)
+    sizes = {"copy dense": floors["dense"].bytes, "copy small": small.bytes}
+    for name, size in sizes.items():
+        calls[name] = partial(_copy, torch.zeros(size // 8), torch.zeros(size // 8))
+    a, b = torch.randn(LARGE, LARGE), torch.randn(LARGE, LARGE)
+    found = sample_clocks(calls, ROUNDS)
+    product = sample_clocks({"product": partial(torch.mm, a, b)}, 3)["product"]
+    clock = "process" if threads == 1 else "wall"
+    rate = 2 * LARGE**3 / _median(product, clock)
+    bandwidth = {n: size / _median(found.pop(n), clock) for n, size in sizes.items()}
+    work = 1 if mode == "forward" else 3
+
+    def floor(name: str) -> float:
+        speed = bandwidth["copy dense" if name.startswith("dense") else "copy small"]
+        return work * max(floors[name].flops / rate, floors[name].bytes / speed)
+
+    return {
+        "milliseconds": round(1e3 * _median(found["dense"], clock), 4),
+        "gigaflops": round(rate / 1e9, 1),
+        "gigabytes": {name: round(speed / 1e9, 1) for name, speed in bandwidth.items()},
+        "forms": {
+            name: _form(samples, found["dense"], floor(name), clock)
+            for name, samples in found.items()
+        },
+    }
+
+
+def _median(samples: list[Sample], clock: str) -> float:
+    return statistics.median(getattr(sample, clock) for sample in samples)
+
+
+def _form(samples: list[Sample], dense: list[Sample], floor: float, clock: str) -> Row:
+    def ratio(clock: str) -> float:
+        pairs = zip(samples, dense, strict=True)
+        return statistics.median(getattr(a, clock) / getattr(b, clock) for a, b in pairs)
+
+    return {
+        "wall": round(ratio("wall"), 4),
+        "cpu": round(ratio("process"), 4),
+        "floor": round(floor / _median(dense, clock), 4),
+        "to floor": round(_median(samples, clock) / floor, 3),
+    }
+
+
+def cells() -> Iterator[tuple[str, int, int, int, str]]:
+    """Worth most first."""
+    for threads, mode, keeps in (
+        (1, "forward", (8, 4)), (1, "both", (8,)), (2, "forward", (8,)), (1, "forward", (2, 16)),
+        (1, "both", (4,)), (2, "both", (8,)), (2, "forward", (4, 2, 16)), (1, "both", (2, 16)),
+        (2, "both", (4, 2, 16)),
+    ):  # fmt: skip
+        for keep in keeps:
+            for name, case in CASES.items():
+                for batch in case.batches:
+                    yield name, keep, batch, threads, mode
+
+
+def run() -> Row:
+    """All cells, as far as SECONDS allow."""
+    store = Cells("layers")
+    for name, keep, batch, threads, mode in cells():
+        key = {"layer": name, "keep": keep, "batch": batch, "threads": threads, "pass": mode}
+
+        def make(case: Case = CASES[name], k: int = keep, b: int = batch, t: int = threads,
+                 mode: str = mode) -> Row:  # fmt: skip
+            with with_threads(t):
+                return measure(case, k, b, t, mode)
+
+        store.once(key, make)
+    return {"rows": store.rows, "table": table(store.rows), "cells": len(list(cells())),
+            "load": os.getloadavg()[0]}  # fmt: skip
+
+
+def table(rows: list[Row]) -> Row:
+    """{layer: {keep: {batch: {threads and pass: {form: row}}}}}; names joined by underscores."""
+    made: Row = {}
+    for row in rows:
+        where = made
+        names = [row["layer"], f"keep {row['keep']}", f"b {row['batch']}"]
+        for name in (*names, f"{row['pass']} {row['threads']}"):
+            where = where.setdefault(name.replace(" ", "_"), {})
+        for form, value in row["forms"].items():
+            name = form.replace(", ", "_").replace(" ", "_").replace("=", "")
+            where[name] = {k.replace(" ", "_"): v for k, v in value.items()}
+    return made
+
+
+BENCHMARKS: dict[str, Callable[[], Row]] = {"layers": run}
