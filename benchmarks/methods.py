@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 import bozzetto as bz
 from bozzetto.compress import Survey
+from bozzetto.linalg import random_signs
 from bozzetto.maps import LinearMap
 from bozzetto.menu import menu
-from bozzetto.methods import AUTO, AUTO_BYTES, Objective, make_method
+from bozzetto.methods import AUTO, AUTO_BYTES, LowRank, Objective, make_method
 from bozzetto.methods.method import Form
+from bozzetto.moments import Full, damped
 from bozzetto.prices import count_bytes, count_params
 from bozzetto.sites import find_sites
 from cifar import batches, images, resnet
@@ -129,8 +131,59 @@ def minilm() -> Row:
     return {"rows": rows, "layers": list(layers), "calibration": SENTENCES // 4, "seed": 0}
 
 
+def _folded(o: Objective, keep: float, outliers: float, scaled: bool) -> float:
+    """Error of a core behind a fold of the inputs that knows them, least squares in C.
+
+    A column's importance is its share of the output's energy. The most important ones, `outliers`
+    of the rows, have a row of their own; the rest are dealt to the others in turn, with random
+    signs and, if `scaled`, times their importance.
+    """
+    metric, w = o.input_metric, o.w[0]
+    assert isinstance(metric, Full)
+    c, n = metric.c[0], w.shape[1]
+    k = int(keep * n)
+    importance = (c.diagonal() * w.square().sum(0)).sqrt()
+    order = importance.argsort(descending=True)
+    alone = int(outliers * k)
+    rows = torch.cat([torch.arange(alone), alone + torch.arange(n - alone) % (k - alone)])
+    u = torch.zeros(k, n, dtype=torch.float64)
+    signs = random_signs(0, n).double()
+    u[rows, order] = signs * (importance[order] if scaled else 1.0)
+    core = torch.linalg.solve(damped(u @ c @ u.T, 1e-9), u @ c @ w.T).T  # (m, k)
+    return o.error((w - core @ u).unsqueeze(0))
+
+
+def folds() -> Row:
+    """Folds that know the inputs, random ones and low rank, at the same values; MiniLM's layers."""
+    from minilm import case
+
+    torch.set_num_threads(int(os.environ.get("THREADS", "2")))
+    network = case()
+    stats = bz.collect(network.model, list(network.calibration)[::4])
+    sites, _ = find_sites(network.model)
+    objectives = {
+        path: Objective(site.map, stats[path])
+        for path, site in sites.items()
+        if "layer.0." in path or "layer.5." in path
+    }
+    ways: dict[str, Callable[[Objective, float], float]] = {
+        "random": lambda o, keep: _folded(o, keep, 0.0, False),
+        "scaled": lambda o, keep: _folded(o, keep, 0.0, True),
+        "scaled, outliers alone": lambda o, keep: _folded(o, keep, 0.5, True),
+        "lowrank": lambda o, keep: LowRank().errors(o, [LowRank().most(o.map, keep)])[0],
+    }
+    rows = []
+    for name, error in ways.items():
+        for keep in SHARES[:3]:
+            found = [error(o, keep) / o.energy for o in objectives.values()]
+            root = (sum(found) / len(found)) ** 0.5
+            rows.append({"way": name, "values at most": keep, "error": round(root, 4)})
+    return {"rows": rows, "layers": list(objectives), "seed": 0}
+
+
 BENCHMARKS: dict[str, Callable[[], Row]] = {
     "methods-resnet20": resnet20,
     "methods-resnet20-accuracy": resnet20_accuracy,
     "methods-minilm": minilm,
+    "methods-folds": folds,
 }
