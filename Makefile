@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 install = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench named docs build compat clean
+.PHONY: help demo test lint bench named numbers docs build package extras lowest compat clean
 .DELETE_ON_ERROR:
 
 help: ## what the targets do
@@ -37,11 +37,32 @@ bench: named $(VENV)/with-dev ## run one benchmark: NAME=cifar10-resnet20
 named:
 	@test -n "$(NAME)" || { echo "make bench needs NAME=…, for example NAME=cifar10-resnet20" >&2; exit 2; }
 
+numbers: ## write the measured numbers into the pages; read what that changed
+	$(PYTHON) benchmarks/pages.py
+
 docs: $(VENV)/with-docs ## build the pages into docs/_build/html, warnings are errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
 
 build: $(VENV)/with-dev ## build the wheel and the source archive into dist
-	$(BIN)/python -m build
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+package: build ## install the wheel in an empty environment and run the demo there
+	$(PYTHON) -m venv --clear $(VENV)-package
+	$(VENV)-package/bin/python -m pip install -qq --constraint constraints.txt dist/*.whl
+	cd $(VENV)-package && bin/bozzetto demo
+
+extras: package ## install each extra by itself on top of that, and use what it brings
+	$(VENV)-package/bin/python -W error .ci/extras.py dist/*.whl
+
+lowest: $(VENV)-lowest/with-all ## run tests with the oldest versions that pyproject.toml admits (5 GB)
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest --numprocesses $(JOBS) -W default $(ARGS)
+
+$(VENV)-lowest/with-all: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(PYTHON) .ci/lowest.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install -qq --constraint $(VENV)-lowest/constraints.txt --editable ".[dev$(comma)hf$(comma)data$(comma)train$(comma)dask$(comma)onnx]"
+	@touch $@
 
 compat: $(VENV)-compat/with-all ## compress networks of torchvision, timm and transformers (6 GB, slow)
 	$(VENV)-compat/bin/python benchmarks/run.py compat
@@ -52,7 +73,7 @@ $(VENV)-compat/with-all: pyproject.toml
 	@touch $@
 
 clean: ## remove what the other targets made, but keep .venv
-	rm -rf build dist docs/_build bozzetto-demo .ruff_cache .hypothesis
+	rm -rf build dist docs/_build docs/gallery bozzetto-demo .ruff_cache .hypothesis
 	find src tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
