@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from drawn import crossing, scene_of, straight
@@ -7,6 +9,7 @@ from bozzetto.trajectory import (
     GOING,
     UNKNOWN,
     YIELDING,
+    Forced,
     Shape,
     batches,
     force,
@@ -57,4 +60,13 @@ def test_the_study_measures_every_mode_of_every_pair():
     found = study(fresh(Shape(width=16)).eval(), [graph_of(crossing())] * 3, most=5)
     assert found.travelled.shape == (5, 3)
     assert [row["forced"] for row in found.rows()] == ["ignoring", "going", "yielding"]
-    assert 0 <= found.sensible <= 1
+    assert_close(found.own.sum(1), torch.ones(5))
+
+
+def test_sensible_is_the_share_of_pairs_that_come_less_far_when_they_yield():
+    travelled = torch.tensor([[5.0, 6.0, 4.0], [5.0, 6.0, 7.0], [5.0, 6.0, 5.9], [5.0, 6.0, 6.1]])
+    own = torch.tensor([[0.2, 0.4, 0.4], [0.2, 0.7, 0.1], [0.9, 0.05, 0.05], [0.0, 1.0, 0.0]])
+    found = Forced(travelled, torch.zeros(4, 3, 25), own)
+    assert found.open(0.1).tolist() == [True, True, False, False]
+    assert [found.sensible(least) for least in (0.0, 0.1, 0.3)] == [0.5, 0.5, 1.0]
+    assert math.isnan(found.sensible(0.5))

@@ -41,15 +41,24 @@ class Forced:
         travelled: of the target in 5 s, metres, by pair and by forced mode; (p, 3).
         shift: of the target's path against its own prediction, by time; (p, 3, FUTURE), metres
             along its way: negative is later.
+        own: what the network itself thinks of the pair's modes, probabilities; (p, 3).
     """
 
     travelled: Tensor
     shift: Tensor
+    own: Tensor
 
-    @property
-    def sensible(self) -> float:
-        """Share of pairs whose target comes less far when it yields than when it goes."""
-        return float((self.travelled[:, YIELDING] < self.travelled[:, GOING]).double().mean())
+    def open(self, least: float = 0.1) -> Tensor:
+        """Which pairs could have either order: the network gives both that probability; (p,)."""
+        return self.own[:, [GOING, YIELDING]].amin(1) >= least
+
+    def sensible(self, least: float = 0.0) -> float:
+        """Share of open pairs whose target comes less far when it yields than when it goes.
+
+        NaN where no pair is open.
+        """
+        chosen = self.travelled[self.open(least)]
+        return float((chosen[:, YIELDING] < chosen[:, GOING]).double().mean())
 
     def rows(self) -> list[dict[str, object]]:
         """A row for every forced mode."""
@@ -83,19 +92,21 @@ def study(predictor: Predictor, graphs: Iterable[Graph], *, most: int = 500) -> 
         raise ValueError(f"forcing needs a joint network; got kind={predictor.shape.kind!r}")
     travelled: list[Tensor] = []
     shift: list[Tensor] = []
+    chances: list[Tensor] = []
     for graph in graphs:
         met = (graph.modes == GOING) | (graph.modes == YIELDING)
         with torch.no_grad():
-            own = predictor(*graph.inputs).paths
+            own = predictor(*graph.inputs)
         for edge in met.nonzero().flatten().tolist()[: most - len(travelled)]:
             i = int(graph.target[edge])
             forced = [force(predictor, graph, edge, m).paths[i] for m in range(len(MODES))]
             paths = torch.stack(forced)  # (3, FUTURE, 2)
             travelled.append(_lengths(paths)[:, -1])
-            shift.append(_lengths(paths) - _lengths(own[i][None]))
+            shift.append(_lengths(paths) - _lengths(own.paths[i][None]))
+            chances.append(own.logits[edge].softmax(-1))
     if not travelled:
         raise ValueError("forcing needs pairs that go or yield; there are none")
-    return Forced(torch.stack(travelled), torch.stack(shift))
+    return Forced(torch.stack(travelled), torch.stack(shift), torch.stack(chances))
 
 
 def _lengths(paths: Tensor) -> Tensor:

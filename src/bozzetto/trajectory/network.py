@@ -85,7 +85,7 @@ class Predictor(nn.Module):
         d, kinds = shape.width, len(MODES)
         rounds = 0 if shape.kind == "alone" else shape.rounds
         self.shape = shape
-        self.node = mlp(NODE, 2 * d, d)
+        self.node = mlp(NODE, 2 * d, d).append(nn.LayerNorm(d))
         self.edge = mlp(EDGE, d, d) if rounds else None
         self.edge_updates = nn.ModuleList(Pairs(d, d) for _ in range(rounds))
         self.node_updates = nn.ModuleList(mlp(3 * d, d, d) for _ in range(rounds))

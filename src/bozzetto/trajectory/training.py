@@ -14,7 +14,7 @@ from bozzetto.trajectory.graphs import Graph, joined
 from bozzetto.trajectory.labels import MODES, UNKNOWN
 from bozzetto.trajectory.network import Output, Predictor
 
-__all__ = ["RECIPE", "Loss", "batches", "class_weights", "fit"]
+__all__ = ["RECIPE", "SIZE", "TOLD", "Loss", "batches", "class_weights", "fit"]
 
 _ROUND = 1e-2  # metres: distances are rounded off near zero, where their slope jumps
 
@@ -57,7 +57,7 @@ def class_weights(graphs: Iterable[Graph]) -> tuple[float, ...]:
 def batches(
     graphs: Sequence[Graph],
     *,
-    size: int = 8,
+    size: int = 16,
     shuffle: bool = True,
     seed: int = 0,
     told: float = 0.0,
@@ -91,8 +91,11 @@ def batches(
 
 
 RECIPE = bz.Recipe(
-    epochs=10, optimizer="adamw", lr=2e-3, schedule="onecycle", warmup=0.2, clip=5.0, ema=0.99
+    epochs=8, optimizer="adamw", lr=2e-3, schedule="onecycle", warmup=0.2, clip=5.0, ema=0.99
 )
+SIZE = 16  # scenes in a batch
+TOLD = 0.3  # chance of a known mode to be an input, so that paths follow the modes they are given
+_APART = 0.5  # share of the epochs in which every agent is by itself: they cost a third
 
 
 def fit(
@@ -100,25 +103,41 @@ def fit(
     graphs: Sequence[Graph],
     recipe: bz.Recipe = RECIPE,
     *,
-    size: int = 8,
+    size: int = SIZE,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Any:
-    """Train a network in place; returns `bozzetto.train`'s history.
+    """Train a network in place, first on scenes without edges, then on whole ones.
 
     Args:
         predictor: fresh or trained.
         graphs: of the scenes to learn.
-        recipe: its loss is replaced by `Loss`, weighted by how often each mode occurs.
+        recipe: its loss is replaced by `Loss`, weighted by how often each mode occurs; its schedule
+            starts again when agents come together.
         size: scenes in a batch.
         callbacks: as of `bozzetto.train`.
+
+    Returns:
+        `bozzetto.train`'s history of the epochs with edges.
 
     Raises:
         ValueError: if there are no scenes.
     """
     if not graphs:
         raise ValueError("training needs scenes; got none")
-    share = 0.5 if predictor.shape.kind == "joint" else 0.0
-    loss = Loss(class_weights(graphs), share)
-    loader = batches(graphs, size=size, seed=recipe.seed)
+    callbacks = tuple(callbacks)
+    joint, alone = predictor.shape.kind == "joint", predictor.shape.kind == "alone"
+    first = 0 if alone else round(_APART * recipe.epochs)
+    if first:
+        loader = batches([_apart(graph) for graph in graphs], size=size, seed=recipe.seed)
+        begin = replace(recipe, epochs=first, loss=Loss(share=0.0))
+        bz.train(predictor, loader, begin, callbacks=callbacks)
+    loss = Loss(class_weights(graphs), 0.5 if joint else 0.0)
+    loader = batches(graphs, size=size, seed=recipe.seed, told=TOLD if joint else 0.0)
+    rest = replace(recipe, epochs=recipe.epochs - first, loss=loss)
+    return bz.train(predictor, loader, rest, callbacks=callbacks)
 
-    return bz.train(predictor, loader, replace(recipe, loss=loss), callbacks=callbacks)
+
+def _apart(graph: Graph) -> Graph:
+    """The scene without edges."""
+    names = ("edges", "source", "target", "modes")
+    return replace(graph, **{name: getattr(graph, name)[:0] for name in names})
