@@ -42,11 +42,11 @@ def graphs(part: str) -> list[tj.Graph]:
         scenes = list(tj.scenes_of(getattr(chosen, part), every=every))
         if part == "train":
             scenes += [tj.mirrored(scene) for scene in scenes]
-        _keep(file, [tj.graph_of(scene) for scene in scenes])
-    return _kept(file)
+        keep(file, [tj.graph_of(scene) for scene in scenes])
+    return kept(file)
 
 
-def _keep(file: Path, made: Sequence[tj.Graph]) -> None:
+def keep(file: Path, made: Sequence[tj.Graph]) -> None:
     whole = tj.joined(made)
     sizes = torch.tensor([(len(g.nodes), len(g.edges)) for g in made])
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _keep(file: Path, made: Sequence[tj.Graph]) -> None:
     partial.replace(file)
 
 
-def _kept(file: Path) -> list[tj.Graph]:
+def kept(file: Path) -> list[tj.Graph]:
     data = load_file(file)
     nodes, edges = data.pop("sizes").T.tolist()
     starts = torch.tensor([0, *nodes]).cumsum(0)[:-1]

@@ -1,29 +1,37 @@
-"""The trained joint network made smaller, its latency, and what forced modes do to its paths.
+"""The trained joint network made smaller: its error, its latency, and its neurons broken.
 
-Uses the networks and scenes of trajectory.py (which trains what is missing).
+Uses the networks and scenes of trajectory.py (which trains what is missing). Small networks that
+are tuned are kept in benchmarks/cache/trajectory too, with the page of their report.
 """
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import bozzetto as bz
 from bozzetto import trajectory as tj
-from bozzetto.analysis.latency import latency
+from bozzetto.analysis.crash import crash
+from bozzetto.analysis.latency import Latency, latency
+from bozzetto.io import read
+from bozzetto.report import Section, write_report
 from bozzetto.timing import sample_in_turn
-from trajectory import DATA, graphs, network, spread, trained
+from bozzetto.trajectory.graphs import EDGE, NODE
+from trajectory import CACHE, DATA, graphs, network, trained
 
 KEPT = (0.5, 0.25, 0.125)
 TUNED = 2  # epochs over scenes and their mirror images
 CALIBRATION = 160  # scenes
 AGENTS = 64
+BROKEN = (0.001, 0.003, 0.01, 0.03, 0.1)  # share of neurons that output zero
+FULL = 48, 384  # agents and edges of the scenes whose networks are broken
 
 
-def _fde(model: nn.Module) -> dict[str, float]:
+def _scores(model: nn.Module) -> dict[str, float]:
     judge = graphs("test")
     whole = [tj.joined(judge[i : i + 16]) for i in range(0, len(judge), 16)]
     with torch.no_grad():
@@ -31,32 +39,43 @@ def _fde(model: nn.Module) -> dict[str, float]:
     return {"ade": found.ade(), "fde": found.fde(), "macro_f1": found.macro_f1}
 
 
-def _tuned(small: nn.Module, teach: list[tj.Graph]) -> None:
-    """Train on with a smaller rate, in place."""
-    loss = tj.Loss(tj.class_weights(teach))
-    recipe = replace(tj.RECIPE, epochs=TUNED, lr=1e-3, warmup=0.1, loss=loss)
-    bz.train(small, tj.batches(teach, seed=0), recipe)
+def small(keep: float) -> tuple[nn.Module, bz.Plan, dict[str, float]]:
+    """The network of seed 0 compressed and tuned, its plan, and its scores before the tuning."""
+    folder, target = CACHE / f"keep-{keep}", trained("joint", 0)[0]
+    if not (folder / "untuned.json").exists():
+        teach = graphs("train")
+        loss = tj.Loss(tj.class_weights(teach))
+        made, plan = bz.compress(target, keep, _calibration(teach), loss=loss)
+        untuned = {f"{name}_untuned": value for name, value in _scores(made).items()}
+        recipe = replace(tj.RECIPE, epochs=TUNED, lr=1e-3, warmup=0.1, loss=loss)
+        bz.train(made, tj.batches(teach, seed=0, told=tj.TOLD), recipe)
+        bz.save(folder, made, plan, force=True)
+        (folder / "untuned.json").write_text(json.dumps(untuned))
+    untuned = json.loads((folder / "untuned.json").read_text())
+    return bz.load(folder, target), read(folder).plan, untuned
+
+
+def _calibration(teach: list[tj.Graph]) -> list[Any]:
+    picked = teach[:: max(1, len(teach) // CALIBRATION)]
+    return [tj.joined(picked[i : i + 8]).batch() for i in range(0, len(picked), 8)]
 
 
 def compressed() -> dict[str, Any]:
-    """FDE of seed 0 at every size, without and with tuning; the target tuned as long, too."""
-    teach, target = graphs("train"), trained("joint", 0)[0]
-    picked = teach[:: max(1, len(teach) // CALIBRATION)]
-    batches = [tj.joined(picked[i : i + 8]).batch() for i in range(0, len(picked), 8)]
-    loss = tj.Loss(tj.class_weights(teach))
-    total = sum(p.numel() for p in target.parameters())
-    rows: list[dict[str, Any]] = [{"keep": 1.0, "params": total} | _fde(target)]
+    """FDE of seed 0 at every size, without and with tuning; latency and ONNX of each."""
+    target = trained("joint", 0)[0]
+    rows: list[dict[str, Any]] = [{"keep": 1.0, "params": _size(target)} | _scores(target)]
     networks: dict[str, nn.Module] = {"target": target}
     for keep in KEPT:
-        small, plan = bz.compress(target, keep, batches, loss=loss)
-        row: dict[str, Any] = {"keep": keep, "params": sum(p.numel() for p in small.parameters())}
-        row |= {f"{name}_untuned": value for name, value in _fde(small).items()}
-        _tuned(small, teach)
-        found = _fde(small)
-        rows.append(row | found | {"fde_ratio": found["fde"] / rows[0]["fde"]})
-        rows[-1]["flops_kept"] = plan.kept("flops")
-        networks[f"keep {keep}"] = small
+        made, plan, untuned = small(keep)
+        found = _scores(made)
+        row = {"keep": keep, "params": _size(made), "flops_kept": plan.kept("flops")}
+        rows.append(row | untuned | found | {"fde_ratio": found["fde"] / rows[0]["fde"]})
+        networks[f"keep {keep}"] = made
     return {"seed": 0, "tuned_epochs": TUNED, "rows": rows, "latency": _latency(networks)}
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def scene_of(agents: int) -> tj.Scene:
@@ -69,13 +88,17 @@ def scene_of(agents: int) -> tj.Scene:
     raise ValueError(f"no scene has {agents} agents")
 
 
+def _timed(networks: dict[str, nn.Module], graph: tj.Graph) -> Latency:
+    return latency(networks, (graph.inputs, None), repeats=200)
+
+
 def _latency(networks: dict[str, nn.Module]) -> dict[str, Any]:
     """Of a scene of AGENTS agents: the networks in turn, in torch and in onnxruntime."""
     import onnxruntime
 
     scene = scene_of(AGENTS)
-    graph, target = tj.graph_of(scene), networks["target"].eval()
-    timed = latency(networks, (graph.inputs, None), repeats=200)
+    graph = tj.graph_of(scene)
+    timed = _timed(networks, graph)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         sessions = {}
         for name, model in networks.items():
@@ -89,14 +112,13 @@ def _latency(networks: dict[str, nn.Module]) -> dict[str, Any]:
             paths = torch.from_numpy(session.run(None, arrays)[0])
             gaps[name] = float((paths - networks[name](*graph.inputs).paths).abs().max())
         calls = {f"onnxruntime, {n}": _call(s, arrays) for n, s in sessions.items()}
-        calls |= {"torch": lambda: target(*graph.inputs), "features": lambda: tj.graph_of(scene)}
-        samples = sample_in_turn(calls, 100)
-    medians = {n: float(torch.tensor(s).median()) for n, s in samples.items()}
+        samples = sample_in_turn(calls | {"features": lambda: tj.graph_of(scene)}, 100)
+    medians = {n: 1e3 * float(torch.tensor(s).median()) for n, s in samples.items()}
     return {
         "agents": AGENTS,
         "edges": len(graph.edges),
         "rows": timed.rows(),
-        "milliseconds": {n: 1e3 * m for n, m in medians.items()},
+        "milliseconds": medians,
         "onnx_largest_difference_m": gaps,
     }
 
@@ -105,20 +127,48 @@ def _call(session: Any, arrays: dict[str, Any]) -> Any:
     return lambda: session.run(None, arrays)
 
 
-def forced() -> dict[str, Any]:
-    """The simulation study on held-out pairs that met, over the seeds that are trained."""
-    judge = graphs("test")[::4]
-    found = [tj.study(trained("joint", seed)[0], judge, most=1000) for seed in range(3)]
+class Ends(nn.Module):
+    """Where agents are after 5 s, for scenes of one size that are each a row of one tensor."""
+
+    def __init__(self, network: nn.Module, agents: int, edges: int) -> None:
+        super().__init__()
+        self.network, self.agents, self.edges = network, agents, edges
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows of `row`, (b, f) -> (b, agents, 2), metres."""
+        a, e = self.agents, self.edges
+        nodes, edges, source, target = x.split([a * NODE, e * EDGE, e, e], 1)
+        first = (torch.ones_like(x[:, :1]).cumsum(0) - 1) * a  # number of each scene's first agent
+        ends = [(ends + first).long().flatten() for ends in (source, target)]
+        output = self.network(nodes.reshape(-1, NODE), edges.reshape(-1, EDGE), *ends)
+        return output.paths[:, -1].reshape(-1, a, 2)
+
+
+def row(graph: tj.Graph) -> Tensor:
+    return torch.cat([part.flatten().float() for part in graph.inputs])
+
+
+def broken() -> dict[str, Any]:
+    """How far ends of paths move when hidden neurons output zero, in all agents at once."""
+    chosen = [g for g in graphs("test") if (len(g.nodes), len(g.edges)) == FULL][::3]
+    x = torch.stack([row(graph) for graph in chosen])
+    networks = {"target": trained("joint", 0)[0], "keep 0.25": small(0.25)[0]}
+    found = {
+        name: crash(Ends(model, *FULL), [x], BROKEN, patterns=64, rows=32)
+        for name, model in networks.items()
+    }
+    keys = ("p", "error", "error_low", "error_high")
     rows = [
-        {
-            "forced": mode,
-            "travelled": spread([float(f.travelled[:, m].mean()) for f in found]),
-            "shift_at_5s": spread([float(f.shift[:, m, -1].mean()) for f in found]),
-        }
-        for m, mode in enumerate(tj.MODES)
+        {"network": name} | {key: line[key] for key in keys}
+        for name, report in found.items()
+        for line in report.rows()
     ]
-    pairs = [len(f.travelled) for f in found]
-    return {"pairs": pairs, "sensible": spread([f.sensible for f in found]), "rows": rows}
+    plan = small(0.25)[1]
+    timed = _timed(networks, tj.graph_of(scene_of(AGENTS)))
+    sections = [Section("Plan at a quarter", plan), Section("Latency, 64 agents", timed)]
+    sections += [Section(f"Broken neurons: {name}", report) for name, report in found.items()]
+    page = write_report(CACHE / "report.html", sections, title="Trajectories at a quarter")
+    return {"scenes": len(x), "agents": FULL[0], "rows": rows, "page": page.name}
 
 
-BENCHMARKS = {"trajectory-compressed": compressed, "trajectory-forced": forced}
+BENCHMARKS = {"trajectory-compressed": compressed, "trajectory-crash": broken}
