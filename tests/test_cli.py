@@ -174,8 +174,9 @@ def test_compress_writes_what_the_library_would(shop, capsys):
     assert answer["flops_kept"] == plan.kept("flops")
     assert {row["layer"] for row in answer["errors"]} == set(plan.choices)
     assert all(row["measured"] <= row["bound"] * (1 + 1e-9) for row in answer["errors"])
-    assert sorted(state_of("small")) == ["model.safetensors", "plan.json", "report.html"]
-    assert Path("small/report.html").read_text().count("<svg") == 3
+    files = ["model.safetensors", "plan.json", "report.html", "report.json"]
+    assert sorted(state_of("small")) == files
+    assert Path("small/report.html").read_text().count("<svg") == 6
 
 
 def test_flops_alone_can_be_bounded(shop, capsys):

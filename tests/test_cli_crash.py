@@ -101,7 +101,19 @@ def test_a_small_network_fails_beside_its_target_on_one_page(shop, capsys):
     text = Path(found["report"]).read_text(encoding="utf-8")
     assert "Error when parts fail" in text
     assert text.count("<svg") == 1
-    assert run(["crash", "small", *arguments[1:], *options, "--out", "page"]) == 1
+    options += ["--out", "small"]  # again, beside what compress measured
+    assert run(["crash", "small", *arguments[1:], *options]) == 0
+    text = Path("small/report.html").read_text(encoding="utf-8")
+    assert "Error when parts fail" in text
+    assert "Spectra" in text
+
+
+def test_a_folder_of_something_else_takes_no_sections(shop, capsys):
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("years of work")
+    data = ["--data", f"{shop}:batches", "--p", "0.1", "--patterns", "20"]
+    assert "or one of ours" in refused(capsys, f"{shop}:network", *data, "--out", "thesis")
+    assert [path.name for path in Path("thesis").iterdir()] == ["chapter.tex"]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ ASIDE: dict[str, set[str]] = {
         PUBLIC,
         "analysis",
         "batches",
+        "card",
         "compress",
         "data",
         "demo",

@@ -61,7 +61,8 @@ class Drawn:
     def of(cls, section: Section) -> Self:
         """The section's table and plot."""
         rows = [{k: _plain(v) for k, v in row.items()} for row in section.result.rows()]
-        return cls(section.title, section.text, rows, drawn_svg(section.result, section.title))
+        svg = harmless_svg(drawn_svg(section.result, section.title))
+        return cls(section.title, section.text, rows, svg)
 
 
 @dataclass(frozen=True)

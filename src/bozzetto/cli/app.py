@@ -1,13 +1,11 @@
 """The command's application, its options and what all its parts print."""
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 import bozzetto as bz
-from bozzetto.report import Section, write_report
 
 app = App(
     name="bozzetto",
@@ -30,8 +28,3 @@ def kept(plan: bz.Plan) -> dict[str, Any]:
     """Trained values and multiply-adds, and the fractions kept."""
     found: dict[str, Any] = {"params": plan.small.get("params")}
     return found | {f"{r}_kept": plan.kept(r) for r in plan.target if r in plan.small}
-
-
-def write_page(out: Path, plan: bz.Plan, *sections: Section) -> None:
-    """Write the report of a folder, the plan first."""
-    write_report(out / "report.html", [Section("The plan", plan), *sections], title=out.name)

@@ -9,8 +9,7 @@ from torch import nn
 from bozzetto.analysis import crash as failing
 from bozzetto.cli.app import Builder, Flag, Json, app
 from bozzetto.data import load_batches, load_model
-from bozzetto.io import check_output
-from bozzetto.report import Section, write_report
+from bozzetto.report import Section, add_sections, check_sections
 from bozzetto.terminal import show, spinner, watched
 
 Kind = Literal["crash", "stuck", "byzantine", "connections", "bits"]
@@ -32,7 +31,6 @@ def crash(
     out: Path | None = None,
     seed: int = 0,
     batch_size: int = 64,
-    force: Flag = False,
     builder: Builder = None,
     as_json: Json = False,
 ) -> None:
@@ -50,10 +48,9 @@ def crash(
         patterns: Broken networks to draw at each p.
         bounded: Inputs to bound the mean error on (crash only); 0 for none.
         layers: Also break the first model's layers one at a time.
-        out: Folder for report.html.
+        out: Folder to whose report.html this is added: a new one, or that of a saved network.
         seed: Of the faults and of the order of images.
         batch_size: Images in a batch, where DATA is a file or a folder.
-        force: Write into a folder that is not empty.
         builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
             names, as a folder may come from a stranger, and building a model runs code.
         as_json: Print JSON only, for programs.
@@ -62,7 +59,7 @@ def crash(
     if layers and isinstance(kind, failing.WeightFault):
         raise ValueError(f"--layers is for neurons that fail; got --fault {fault}")
     if out is not None:
-        check_output(out, force=force)
+        check_sections(out)
     networks = _networks(models, builder, data)
     batches = list(watched(load_batches(data, size=batch_size, seed=seed), "reading DATA"))
     unit = "channel" if channels else "neuron"
@@ -98,7 +95,7 @@ def crash(
             sections.append(Section("One layer at a time", each))
             tables["layers"] = each.rows()
     if out is not None:
-        write_report(out / "report.html", sections, title=out.name)
+        add_sections(out, sections)
     show(as_json, {} if out is None else {"report": str(out / "report.html")}, tables)
 
 

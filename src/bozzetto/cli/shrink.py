@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import bozzetto as bz
-from bozzetto.analysis.certificate import certificate
-from bozzetto.analysis.front import Front, front
-from bozzetto.analysis.latency import latency as timed
-from bozzetto.cli.app import Builder, Flag, Json, Names, app, kept, write_page
+from bozzetto.analysis.sensitivity import sensitivity
+from bozzetto.analysis.spectrum import Spectra, spectra
+from bozzetto.card import model_card
+from bozzetto.cli.app import Builder, Flag, Json, Names, app, kept
+from bozzetto.cli.evidence import ERRORS, FRONT, SPEED, certified, measured, sections
 from bozzetto.compress import Survey, survey
 from bozzetto.data import Model, load_batches, load_model
 from bozzetto.io import check_output
-from bozzetto.report import Section, write_report
+from bozzetto.report import add_sections, write_report
 from bozzetto.terminal import show, spinner, watched
 
 Shown = tuple[dict[str, Any], dict[str, Any]]  # facts, and tables by name
@@ -41,6 +42,8 @@ def compress(
     methods: Names = None,
     layers: Names = None,
     robustness: float = 0.0,
+    license: str | None = None,
+    base: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     force: Flag = False,
@@ -65,6 +68,8 @@ def compress(
         methods: Names of methods to choose from, layer by layer; all that suit by default.
         layers: Patterns of the paths that may become smaller; all by default.
         robustness: Chance that a neuron fails for which layers are chosen and fitted.
+        license: Of the source model, as apache-2.0 or unknown: writes a model card, README.md.
+        base: The source model's name on the hub, for the card.
         seed: Of random sketches and of the order of images.
         data: The batches: package.module:callable, a file or a folder.
         batch_size: Images in a batch, where DATA is a file or a folder.
@@ -80,6 +85,8 @@ def compress(
     fractions = None if sweep is None else _fractions(sweep)
     if floor is not None and (fractions or not metric):
         raise ValueError("a floor goes with a metric and without a sweep")
+    if base is not None and license is None:
+        raise ValueError("a model card needs --license, that of the source model; unknown is one")
     folders = [out] if fractions is None else [out / f"{f:g}" for f in fractions]
     check_output(out, force=force, also=[f.name for f in folders if f != out])
     for folder in folders:
@@ -98,7 +105,7 @@ def compress(
             robustness=robustness,
             seed=seed,
         )
-        job = _Job(target, made, measures, force, say)
+        job = _Job(target, made, measures, license, base, force, say)
         if fractions is not None:
             head, tables = job.sweep(out, [budget.scaled(f) for f in fractions], folders)
         elif floor is None or not metric:
@@ -143,27 +150,36 @@ class _Job:
     target: Model
     survey: Survey
     measures: dict[str, Measure]
+    license: str | None
+    base: str | None
     force: bool
     say: Callable[[str], None]
 
+    @cached_property
+    def spectra(self) -> Spectra:
+        """Those of the target."""
+        self.say("taking spectra")
+        return spectra(self.target.network, self.survey.stats)
+
     def write(self, out: Path, small: nn.Module, plan: bz.Plan) -> Shown:
         """One network with its report; what to show of it."""
-        self.say("measuring errors")
-        evidence = certificate(self.target.network, small, plan, self.survey.batches)
-        self.say("measuring latency")
-        networks = {"target": self.target.network, "small": small}
-        speed = timed(networks, self.survey.batches[0])
-        sections = [Section("Error of each layer", evidence), Section("Latency", speed)]
+        results = self._compared({out.name: small})
+        results |= certified(self.target.network, small, plan, self.survey.batches, self.say)
+        results["Sensitivity of each layer"] = sensitivity(self.survey.menu, plan)
+        results["Spectra"] = self.spectra
         head = {"folder": str(out), "made_from": self.target.source} | kept(plan)
-        head["latency_ratio"] = speed.ratio("small")
-        if self.measures:
-            self.say("measuring quality")
-            made = self._front({out.name: small})
-            sections.insert(0, Section("Size against quality", made))
-            head |= {name: made.points[1].quality[name] for name in self.measures}
-        bz.save(out, small, plan, source=self.target.source, force=self.force)
-        write_page(out, plan, *sections)
-        return head, {"layers": plan.rows(), "errors": evidence.rows()}
+        head["latency_ratio"] = results[SPEED].ratio(out.name)
+        head |= results[FRONT].points[1].quality
+        card = None if self.license is None else self._card(out, plan, results)
+        source = self.target.source
+        bz.save(out, small, plan, source=source, card=card, force=self.force)
+        add_sections(out, sections(results))
+        return head, {"layers": plan.rows(), "errors": results[ERRORS].rows()}
+
+    def _card(self, out: Path, plan: bz.Plan, results: dict[str, Any]) -> str:
+        assert self.license is not None
+        shown = {title: results[title] for title in (FRONT, SPEED, ERRORS)}
+        return model_card(plan, license=self.license, base=self.base, title=out.name, results=shown)
 
     def sweep(self, out: Path, budgets: Sequence[bz.Budget], folders: Sequence[Path]) -> Shown:
         """A network for every budget and the page that compares them; what to show of them."""
@@ -172,14 +188,11 @@ class _Job:
             self.say(f"planning and fitting {folder.name}")
             networks[folder.name], plan = self.survey.compress(budget)
             self.write(folder, networks[folder.name], plan)
-        self.say("comparing")
-        made = self._front(networks)
-        speed = timed({"target": self.target.network, **networks}, self.survey.batches[0])
-        sections = [Section("Size against quality", made), Section("Latency", speed)]
-        write_report(out / "report.html", sections, title=out.name)
+        results = self._compared(networks)
+        write_report(out / "report.html", sections(results), title=out.name)
         head = {"folder": str(out), "made_from": self.target.source}
-        return head, {"networks": made.rows(), "latency": speed.rows()}
+        return head, {"networks": results[FRONT].rows(), "latency": results[SPEED].rows()}
 
-    def _front(self, networks: Mapping[str, nn.Module]) -> Front:
-        batches = self.survey.batches
-        return front(self.target.network, networks, batches, metrics=self.measures)
+    def _compared(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+        target, batches = self.target.network, self.survey.batches
+        return measured(target, networks, batches, self.measures, self.say)

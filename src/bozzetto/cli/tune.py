@@ -1,14 +1,18 @@
 """The command that tunes a saved network: train."""
 
+from itertools import islice
 from pathlib import Path
 
 import bozzetto as bz
-from bozzetto.cli.app import Builder, Flag, Json, app, kept, write_page
+from bozzetto.cli.app import Builder, Flag, Json, app, kept
+from bozzetto.cli.evidence import PLAN, TRAINING, certified, measured, sections
 from bozzetto.data import Batches, load_batches, load_model
 from bozzetto.io import check_output, read
-from bozzetto.report import Section
-from bozzetto.terminal import following, show
+from bozzetto.report import add_sections
+from bozzetto.terminal import following, show, spinner
 from bozzetto.train import CheckpointMismatch
+
+_SHOWN = 8  # batches on which the report compares the tuned network with its target
 
 
 @app.command
@@ -73,5 +77,11 @@ def train(
         raise ValueError(f"{error}; to begin anew, delete {checkpoint}") from error
     bz.save(out, model.network, model.plan, source=model.target.source, force=force)
     checkpoint.unlink(missing_ok=True)
-    write_page(out, model.plan, Section("Training", history))
+    results = {TRAINING: history, PLAN: model.plan}
+    if distill:  # the target has its trained weights
+        held, target = list(islice(loader, _SHOWN)), model.target.network
+        with spinner() as say:
+            results = measured(target, {out.name: model.network}, held, {}, say) | results
+            results |= certified(target, model.network, model.plan, held, say)
+    add_sections(out, sections(results))
     show(as_json, {"folder": str(out)} | kept(model.plan), {"epochs": history.rows()})
