@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from matplotlib import rcParams
 
-from bozzetto.report import Section, columns, shown, write_report
+from bozzetto.report import (
+    Bars,
+    Section,
+    add_sections,
+    columns,
+    read_sections,
+    shown,
+    write_report,
+)
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
@@ -241,3 +249,116 @@ def test_a_long_table_gets_a_taller_plot(tmp_path):
     heights = [float(re.findall(r'viewBox="0 0 \S+ (\S+)"', text)[0]) for text in (short, long)]
     assert heights[1] > 2 * heights[0]
     assert Path(tmp_path / "b.html").exists()
+
+
+def test_sections_are_added_day_by_day_and_replaced_by_title(tmp_path):
+    add_sections(tmp_path, [Section("First", Sizes(), "then"), Section("Second", Sizes())])
+    page = add_sections(tmp_path, [Section("Third", Sizes()), Section("First", Sizes(), "now")])
+    found = read_sections(tmp_path)
+    assert [(s.title, s.text) for s in found] == [("First", "now"), ("Second", ""), ("Third", "")]
+    assert found[0].rows[0] == {"layer": "first", "params": 1234, "error": 0.123456, "unused": None}
+    text = page.read_text()
+    assert text.count("<svg") == 3
+    assert "then" not in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="or one of ours"):
+        add_sections(tmp_path, SECTIONS)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+PLOT = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:x="http://www.w3.org/1999/xlink">%s</svg>'
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<script>alert(1)</script>",
+        "<g onload='alert(1)'/>",
+        "<use x:href='https://elsewhere.example/'/>",
+        "<image x:href='https://elsewhere.example/a.png'/>",
+        "<foreignObject/>",
+        "<p xmlns='http://www.w3.org/1999/xhtml'/>",
+        "<meta/>",
+        "<g>",
+    ],
+)
+def test_a_stranger_s_plot_is_refused(tmp_path, inside):
+    section = {"title": "t", "text": "", "rows": [], "svg": PLOT % inside}
+    (tmp_path / "report.json").write_text(json.dumps([section]))
+    with pytest.raises(ValueError, match=r"report\.json is not a list of sections: a plot"):
+        add_sections(tmp_path, [])
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_what_html_and_xml_read_differently_is_gone(tmp_path):
+    trick = PLOT % "<!--><meta http-equiv='refresh' content='0;url=https://x.example'>--><g/>"
+    section = {"title": "t", "text": "", "rows": [], "svg": trick}
+    (tmp_path / "report.json").write_text(json.dumps([section]))
+    assert "x.example" not in add_sections(tmp_path, []).read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "{}", "[1]", '[{"title": "t"}]', '[{"title": 1, "text": "", "rows": [], "svg": ""}]',
+     '[{"title": "t", "text": "", "rows": {"a": 1}, "svg": ""}]'],
+)  # fmt: skip
+def test_damaged_sections_are_refused(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="is not a list of sections"):
+        read_sections(tmp_path)
+
+
+def test_bars_stand_side_by_side():
+    from matplotlib.figure import Figure
+
+    rows = [{"layer": "a", "x": 3, "y": 1}, {"layer": "b", "x": 2, "y": None}]
+    bars = Bars(rows, "layer", ("x", "y"), "values")
+    ax = Figure().subplots()
+    bars.figure(ax)
+    assert [p.get_width() for p in ax.patches] == [3, 2, 1, 0]
+    assert len({p.get_y() for p in ax.patches}) == 4
+    assert bars.rows() == rows
+
+
+def luminance(colour):
+    """Relative luminance as WCAG 2.2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_measured_as_wcag_does():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
+
+
+def test_text_and_plots_stand_out_from_the_paper_in_light_and_dark(page):
+    themes = re.findall(r":root \{(.*?)\}", page.read_text(), re.DOTALL)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", theme))
+        papers = [colours["paper"], colours["stripe"]]
+        for paper in papers:
+            for text in ("ink", "soft"):
+                assert contrast(colours[text], paper) >= 4.5, (text, paper)
+        series = [colour for name, colour in colours.items() if name.startswith("series")]
+        assert len(series) == 6
+        for colour in series:
+            assert contrast(colour, colours["paper"]) >= 3, colour
+
+
+def test_a_page_of_many_sections_lists_them(tmp_path):
+    many = [Section(f"Part {i}", Sizes()) for i in range(3)]
+    found = Elements(write_report(tmp_path / "a.html", many, title="t").read_text())
+    links = [a["href"] for tag, a in found.tags if tag == "a"]
+    assert links == ["#section-1", "#section-2", "#section-3"]
+    assert {a.get("id") for tag, a in found.tags if tag == "h2"} == {link[1:] for link in links}

@@ -154,7 +154,10 @@ def read_sections(folder: Path | str) -> list[Drawn]:
     if not file.is_file():
         return []
     try:
-        return [_read(**section) for section in json.loads(file.read_text(encoding="utf-8"))]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise TypeError(f"a list is needed; got {type(found).__name__}")
+        return [_read(**section) for section in found]
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not a list of sections: {error}") from error
 
