@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from bozzetto.maps import LinearMap
 from bozzetto.methods.method import Method, Objective, fresh_, fresh_bias_, fresh_variance
 from bozzetto.nn.parts import map_order, write_weight_
-from bozzetto.ops import Lookup
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class LowRank(Method):
         g = m.op.groups
         first = m.op.layer(m.inputs, size * g, bias=False, like=m.weight)
         second = m.op.pointwise(size * g, m.outputs, bias=m.bias is not None, like=m.weight)
-        if not isinstance(m.op, Lookup):
-            fresh_(first, fresh_variance(m))
+        fresh_(first, fresh_variance(m))
         fresh_(second, 1 / size)
         fresh_bias_(self.bias(second), m)
         return nn.Sequential(first, second)

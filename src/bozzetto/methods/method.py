@@ -205,7 +205,17 @@ def front(m: LinearMap, forms: Iterable[Form], worth: float = 1.0) -> list[Form]
 
 
 def fresh_variance(m: LinearMap) -> float:
-    """Variance of the weights that torch draws for the dense layer."""
+    """Of fresh weights: the mean square of those they stand for, on the meta device torch's."""
+    if m.weight.is_meta:
+        return torch_variance(m)
+    square = float(m.weight.detach().double().square().mean())
+    if isinstance(m.op, Lookup) and m.op.padding_idx is not None:  # whose row is zero
+        square *= m.inputs / max(1, m.inputs - 1)
+    return square
+
+
+def torch_variance(m: LinearMap) -> float:
+    """Of the weights that torch draws for the dense layer."""
     if isinstance(m.op, Lookup):
         return 1.0
     transposed = isinstance(m.op, Conv) and m.op.transposed
@@ -215,9 +225,11 @@ def fresh_variance(m: LinearMap) -> float:
 
 
 def fresh_bias_(bias: nn.Parameter | None, m: LinearMap) -> None:
-    """Draw a bias as torch draws the dense layer's."""
-    if bias is not None:
-        bound = (3 * fresh_variance(m)) ** 0.5
+    """Draw a bias with the mean square of the map's, on the meta device with torch's."""
+    if bias is not None and m.bias is not None:
+        meta = m.bias.is_meta
+        square = torch_variance(m) if meta else float(m.bias.detach().double().square().mean())
+        bound = (3 * square) ** 0.5
         nn.init.uniform_(bias, -bound, bound)
 
 

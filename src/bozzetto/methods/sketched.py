@@ -4,11 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from bozzetto.linalg import seeded
 from bozzetto.maps import LinearMap
-from bozzetto.methods.method import Method, Objective, spread_sizes
+from bozzetto.methods.method import (
+    Method,
+    Objective,
+    fresh_bias_,
+    fresh_variance,
+    spread_sizes,
+    torch_variance,
+)
 from bozzetto.nn.sketched import Shape, Sides, Sketched, kept_values
 from bozzetto.ops import Lookup
 
@@ -40,7 +48,7 @@ class SketchedMethod(Method):
     def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
         """The sketched layer of the map's kind."""
         options: dict[str, Any] = {} if isinstance(m.op, Lookup) else {"bias": m.bias is not None}
-        return m.op.sketched()(
+        made = m.op.sketched()(
             m.inputs,
             m.outputs,
             k=size,
@@ -52,6 +60,12 @@ class SketchedMethod(Method):
             dtype=m.weight.dtype,
             **options,
         )
+        scale = (fresh_variance(m) / torch_variance(m)) ** 0.5
+        with torch.no_grad():
+            for core in made.terms.parameters():
+                core.mul_(scale)
+        fresh_bias_(made.bias, m)
+        return made
 
     def fit_(self, layer: nn.Module, objective: Objective) -> None:
         """`Sketched.fit_` in the objective's metric."""

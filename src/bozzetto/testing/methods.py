@@ -10,6 +10,7 @@ from torch import nn
 from bozzetto.linalg import random_uniform, seeded
 from bozzetto.maps import LinearMap
 from bozzetto.methods import Method, Objective
+from bozzetto.methods.method import fresh_, fresh_bias_, fresh_variance
 from bozzetto.ops import Lookup
 from bozzetto.prices import count_bytes, count_params
 from bozzetto.stats import Stats
@@ -32,8 +33,8 @@ def check_method(method: Method, m: LinearMap) -> None:
     spread over twelve orders of magnitude: all values are finite, the objective is what `errors`
     said or less, and little less on ordinary ones; dearer `forms` are better; the bias absorbs the
     mean. A weight of the method's own making comes back exactly where `recovers` says so. Fresh
-    layers have the outputs' variance of torch's own fresh layer, to five standard errors of 200
-    builds.
+    layers have the outputs' variance of dense ones drawn at the scale of the map's own weight, to
+    five standard errors of 200 builds.
 
     Raises:
         AssertionError: naming the first clause that is broken.
@@ -184,13 +185,17 @@ def _check_mean(method: Method, objective: Objective, layer: nn.Module, what: st
 
 
 def _check_fresh_variance(method: Method, m: LinearMap, size: int) -> None:
-    """The mean square of fresh outputs, over builds, is that of torch's fresh layers."""
+    """The mean square of fresh outputs, over builds, is that of dense layers of the same scale."""
     x, bias = draw_input(m), m.bias is not None
     differences = []
     for seed in range(_BUILDS):
         small = _built(method, m, size, drawn=seed, seed=seed)
         with seeded(seed + _BUILDS, m.weight.device):
             dense = m.op.layer(m.inputs, m.outputs, bias=bias, like=m.weight)
+            fresh_(dense, fresh_variance(m))
+            fresh_bias_(method.bias(dense) if bias else None, m)
+            if isinstance(dense, nn.Embedding) and dense.padding_idx is not None:
+                nn.init.zeros_(dense.weight[dense.padding_idx])
         ours, theirs = (layer(x).detach().square().mean() for layer in (small, dense))
         differences.append(ours - theirs)
     what = f"the dense layer's output variance of a fresh {method} at size {size}"
