@@ -1,6 +1,7 @@
 """Export: a network as an ONNX file or a torch.export program, small on disk and checked."""
 
 import copy
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,7 +200,9 @@ def _named(model: nn.Module, shapes: Any) -> Any:
 
 
 def _write_program(model: nn.Module, path: Path, inputs: Batch, batch: str, opset: int) -> Run:
-    torch.export.save(_exported(model, inputs, batch), path)
+    content = io.BytesIO()  # torch ends the whole process when the disk is full
+    torch.export.save(_exported(model, inputs, batch), content)
+    path.write_bytes(content.getbuffer())
     loaded = torch.export.load(path).module()
     return lambda given: list(tensors(call(loaded, given)))
 

@@ -138,6 +138,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(new)
         _flush(*new.iterdir())
         _swap(new, folder, aside / "old")
+    except SafetensorError as error:  # of writing tensors: the disk's
+        raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -369,7 +369,7 @@ class Tally:
 def fuzz(name: str, inputs: int, seed: int) -> Tally:
     """Read so many mutations of a stranger's files; each is made by (name, seed, its number)."""
     stranger, tally = STRANGERS[name], Tally()
-    with TemporaryDirectory(prefix="trust-", dir=_fast()) as place:
+    with TemporaryDirectory(prefix="trust-", dir=fast_folder()) as place:
         folder = Path(place)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
@@ -391,7 +391,7 @@ def fuzz(name: str, inputs: int, seed: int) -> Tally:
     return tally
 
 
-def _fast() -> str | None:
+def fast_folder() -> str | None:
     """Where files cost no disk."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 

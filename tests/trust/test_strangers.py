@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from arguments import fuzz_arguments
 from guarding import Trespass, fault, guard
 from strangers import STRANGERS, arrays, fuzz, plain
 
@@ -29,6 +30,12 @@ def test_a_mutated_file_is_read_or_refused_by_name(name: str) -> None:
     assert tally.faults == []
     assert tally.refused > 0
     assert tally.inputs == INPUTS
+
+
+def test_mutated_arguments_end_with_an_exit_code_and_a_word() -> None:
+    tally = fuzz_arguments(INPUTS, seed=1)
+    assert tally.faults == []
+    assert min(tally.accepted, tally.refused) > 0
 
 
 # The guard itself: each of these must be seen.
