@@ -73,6 +73,11 @@ def _read_as_text(
     lines[:] = "".join(parts).split("\n")
 
 
+def _without_marks(app: Sphinx, name: str, source: list[str]) -> None:
+    """Drop the comments at measured numbers: one that begins a line would end the paragraph."""
+    source[0] = re.sub(r"<!-- n:.*? -->", "", source[0])
+
+
 def _mathml(node: nodes.Element, still: str, *, block: bool) -> str:
     """A formula, in which these marks keep their size."""
     formula = latex2mathml.tex2mathml(node.astext(), as_block=block)
@@ -94,5 +99,6 @@ def setup(app: Sphinx) -> None:
 
     Browsers show MathML by themselves, so that pages can be read without a network.
     """
+    app.connect("source-read", _without_marks)
     app.connect("autodoc-process-docstring", _read_as_text, priority=400)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
