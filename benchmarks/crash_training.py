@@ -36,10 +36,10 @@ def qualities(net: nn.Module) -> dict[str, float]:
     scale = net(test).abs().mean().item()
     found = {"accuracy": report.healthy_accuracy}
     for p, accuracy, error in zip(report.rates, report.accuracy, report.error, strict=True):
-        found[f"accuracy at {p}"] = accuracy.mean().item()
-        found[f"relative error at {p}"] = error.mean().item() / scale
+        found[f"accuracy_{p:.0%}"] = accuracy.mean().item()
+        found[f"relative_error_{p:.0%}"] = error.mean().item() / scale
     bound = crash_bound(net, RATES[0], x=test[:4])
-    found[f"relative bound at {RATES[0]}"] = bound.best.mean().item() / scale
+    found[f"relative_bound_{RATES[0]:.0%}"] = bound.best.mean().item() / scale
     return found
 
 
@@ -47,7 +47,7 @@ def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means, and the standard deviation of accuracies."""
     row = {name: statistics.mean(one[name] for one in found) for name in found[0]}
     spread = {
-        f"sd of {name}": statistics.stdev(one[name] for one in found)
+        f"sd_{name}": statistics.stdev(one[name] for one in found)
         for name in row
         if name.startswith("accuracy")
     }
