@@ -24,7 +24,7 @@ COLOURS = {tj.GOING: "#2f6f8f", tj.YIELDING: "#c2571a"}
 
 
 def simulated(part: str) -> list[tj.Graph]:
-    """Of "train" (three seeds and mirror images) or "test" (another seed), a scene a second."""
+    """Of "train" (three seeds and mirror images) or "test" (another seed), a scene every 2 s."""
     file = CACHE / f"simulated-{part}.safetensors"
     if not file.exists():
         keep(file, [tj.graph_of(scene) for scene in scenes(part)])
@@ -38,7 +38,7 @@ def scenes(part: str) -> list[tj.Scene]:
             for seed in range(3) if part == "train" else [3]:
                 place = Path(folder) / f"{layout}-{seed}"
                 recording = tj.simulate(place, layout, seconds=SECONDS, seed=seed)
-                made += tj.scenes_of([recording])
+                made += tj.scenes_of([recording], every=2.0)
     return made + ([tj.mirrored(scene) for scene in made] if part == "train" else [])
 
 
@@ -74,7 +74,7 @@ def _measured(
 def forced() -> dict[str, Any]:
     """Each mode forced on every pair that met, in turn; the seeds' spread; two pictures."""
     real = [trained("joint", seed)[0] for seed in SEEDS]
-    recipe = replace(tj.RECIPE, epochs=12)
+    recipe = replace(tj.RECIPE, epochs=10)
     junctions = [_of_junctions(seed, recipe) for seed in range(3)]
     on_roads, roads = _measured(real, graphs("test"), 8)
     at_junctions, crossings = _measured(junctions, simulated("test"), 2)

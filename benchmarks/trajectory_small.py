@@ -48,7 +48,7 @@ def small(keep: float) -> tuple[nn.Module, bz.Plan, dict[str, float]]:
         made, plan = bz.compress(target, keep, _calibration(teach), loss=loss)
         untuned = {f"{name}_untuned": value for name, value in _scores(made).items()}
         recipe = replace(tj.RECIPE, epochs=TUNED, lr=1e-3, warmup=0.1, loss=loss)
-        bz.train(made, tj.batches(teach, seed=0, told=tj.TOLD), recipe)
+        bz.train(made, tj.batches(teach, seed=0, edges=tj.EDGES, told=tj.TOLD), recipe)
         bz.save(folder, made, plan, force=True)
         (folder / "untuned.json").write_text(json.dumps(untuned))
     untuned = json.loads((folder / "untuned.json").read_text())

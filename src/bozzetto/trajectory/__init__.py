@@ -19,10 +19,20 @@ from bozzetto.trajectory.scenes import Scene, mirrored, scene_at, scenes_of
 from bozzetto.trajectory.scores import HORIZONS, MISS, SUBSETS, Scores, score
 from bozzetto.trajectory.simulate import LAYOUTS, simulate
 from bozzetto.trajectory.splits import Split, cut, matching, split
-from bozzetto.trajectory.training import RECIPE, SIZE, TOLD, Loss, batches, class_weights, fit
+from bozzetto.trajectory.training import (
+    EDGES,
+    RECIPE,
+    SIZE,
+    TOLD,
+    Loss,
+    batches,
+    class_weights,
+    fit,
+)
 
 __all__ = [
     "BASELINES",
+    "EDGES",
     "GOING",
     "HORIZONS",
     "IGNORING",

@@ -14,7 +14,7 @@ from bozzetto.trajectory.graphs import Graph, joined
 from bozzetto.trajectory.labels import MODES, UNKNOWN
 from bozzetto.trajectory.network import Output, Predictor
 
-__all__ = ["RECIPE", "SIZE", "TOLD", "Loss", "batches", "class_weights", "fit"]
+__all__ = ["EDGES", "RECIPE", "SIZE", "TOLD", "Loss", "batches", "class_weights", "fit"]
 
 _ROUND = 1e-2  # metres: distances are rounded off near zero, where their slope jumps
 
@@ -60,6 +60,7 @@ def batches(
     size: int = 16,
     shuffle: bool = True,
     seed: int = 0,
+    edges: float = 1.0,
     told: float = 0.0,
 ) -> DataLoader[Any]:
     """Batches of joined scenes for `bozzetto.train`.
@@ -68,13 +69,16 @@ def batches(
         graphs: of the scenes.
         size: scenes in a batch.
         shuffle: draw the scenes in another order every epoch.
-        seed: of the order, and of the modes that are told.
+        seed: of the order, and of what is drawn.
+        edges: chance of every edge to be there.
         told: chance of every known mode to be an input too, in place of the network's own.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def collate(some: Sequence[Graph]) -> Any:
         whole = joined(some)
+        if edges < 1:
+            whole = _thinned(whole, torch.rand(len(whole.edges), generator=generator) < edges)
         inputs, target = whole.batch()
         if not told:
             return inputs, target
@@ -90,12 +94,19 @@ def batches(
     )
 
 
+def _thinned(graph: Graph, kept: Tensor) -> Graph:
+    """The graph with the chosen edges only."""
+    names = ("edges", "source", "target", "modes")
+    return replace(graph, **{name: getattr(graph, name)[kept] for name in names})
+
+
 RECIPE = bz.Recipe(
     epochs=8, optimizer="adamw", lr=2e-3, schedule="onecycle", warmup=0.2, clip=5.0, ema=0.99
 )
 SIZE = 16  # scenes in a batch
 TOLD = 0.3  # chance of a known mode to be an input, so that paths follow the modes they are given
-_APART = 0.5  # share of the epochs in which every agent is by itself: they cost a third
+EDGES = 0.5  # chance of an edge to be there while agents learn together: costs less, tells as much
+_APART = 0.5  # share of the epochs in which every agent is by itself
 
 
 def fit(
@@ -106,7 +117,7 @@ def fit(
     size: int = SIZE,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Any:
-    """Train a network in place, first on scenes without edges, then on whole ones.
+    """Train a network in place, first on scenes without edges, then on half of the edges.
 
     Args:
         predictor: fresh or trained.
@@ -128,16 +139,11 @@ def fit(
     joint, alone = predictor.shape.kind == "joint", predictor.shape.kind == "alone"
     first = 0 if alone else round(_APART * recipe.epochs)
     if first:
-        loader = batches([_apart(graph) for graph in graphs], size=size, seed=recipe.seed)
+        loader = batches(graphs, size=size, seed=recipe.seed, edges=0.0)
         begin = replace(recipe, epochs=first, loss=Loss(share=0.0))
         bz.train(predictor, loader, begin, callbacks=callbacks)
     loss = Loss(class_weights(graphs), 0.5 if joint else 0.0)
-    loader = batches(graphs, size=size, seed=recipe.seed, told=TOLD if joint else 0.0)
+    told = TOLD if joint else 0.0
+    loader = batches(graphs, size=size, seed=recipe.seed, edges=EDGES, told=told)
     rest = replace(recipe, epochs=recipe.epochs - first, loss=loss)
     return bz.train(predictor, loader, rest, callbacks=callbacks)
-
-
-def _apart(graph: Graph) -> Graph:
-    """The scene without edges."""
-    names = ("edges", "source", "target", "modes")
-    return replace(graph, **{name: getattr(graph, name)[:0] for name in names})
