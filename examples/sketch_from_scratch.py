@@ -3,8 +3,7 @@ Train a small network directly
 ==============================
 
 A network need not be trained large to be made small. `bozzetto.sketch` replaces layers by
-sketched ones with fresh cores: random sums of inputs, and a trained core of a tenth of the
-values.
+sketched ones: random signed sums, which are only a seed, around fresh cores, which are trained.
 """
 
 import matplotlib.pyplot as plt

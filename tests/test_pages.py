@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from bozzetto.methods import METHODS
+from bozzetto.sketch import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -180,3 +183,10 @@ def test_every_page_is_in_the_index():
     listed = {name for block in blocks for name in block.split()}
     written = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     assert written <= listed
+
+
+def test_every_method_and_family_is_explained():
+    told = re.findall(r"^\| `(\w+)` \|", read(ROOT / "docs" / "choose.md"), re.MULTILINE)
+    assert set(told) == METHODS.keys()
+    told = re.findall(r"^\| `(\w+)` \|", read(ROOT / "docs" / "ideas.md"), re.MULTILINE)
+    assert set(told) == FAMILIES.keys()
