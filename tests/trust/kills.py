@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -116,7 +115,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 class Deaths:
     """How often jobs died, in which stage, and what was wrong afterwards."""
 
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     finished: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -186,7 +185,7 @@ def kill_jobs(kills: int, seed: int) -> Deaths:
         if again != wanted:
             deaths.faults.append("two undisturbed runs differ")
         number = 0
-        while deaths.kills.total() < kills:
+        while sum(deaths.kills.values()) < kills:
             folder = Path(place) / str(number)
             folder.mkdir(exist_ok=True)
             stage = random.randrange(len(STAGES))
