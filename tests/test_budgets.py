@@ -1,10 +1,12 @@
 """What bounds a network: bytes, measured latency, several at once, a floor under its quality."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bozzetto as bz
 from bozzetto import prices
@@ -162,3 +164,36 @@ def test_the_target_is_untouched_by_timing_and_searching(network: Network) -> No
     bz.compress(model, bz.Budget(latency=1.0), [x], floor=-1.0, metric=lambda _: 0.0)
     assert flags == [m.training for m in model.modules()]
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_is_not_made_smaller_where_that_takes_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock on which every matrix product takes a while whatever its size."""
+
+    def seconds(run: Callable[[], object]) -> float:
+        with torch.no_grad(), Products() as products:
+            run()
+        return 1e-4 * products.count + 1e-9 * count_flops(run)
+
+    def sample(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, tuple[float]]:
+        return {name: (seconds(run),) for name, run in calls.items()}
+
+    monkeypatch.setattr(prices, "sample_in_turn", sample)
+    model, batches = wide()
+    narrow = nn.Sequential(model, nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    _, plan = bz.compress(narrow, bz.Budget(latency=0.7), batches, methods=("lowrank",))
+    assert plan.kept("latency") <= 0.7
+    assert plan.choices
+    assert set(plan.choices) <= {"0.0", "0.2", "0.4"}  # what is wide enough to gain
+    assert {"1", "3"} <= set(plan.dense)

@@ -1,0 +1,72 @@
+"""How well a plan's forecast of latency agrees with the network it makes, in one process."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import bozzetto as bz
+from bozzetto.compress import survey
+from bozzetto.timing import with_threads
+from pretrained import Cells
+
+Row = dict[str, Any]
+KEEPS = (0.6, 0.4, 0.25)  # of the multiply-adds
+
+
+def _mlp() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
+    layers: list[nn.Module] = []
+    for _ in range(6):
+        layers += [nn.Linear(1024, 1024), nn.LayerNorm(1024), nn.GELU()]
+    return nn.Sequential(*layers).eval(), list(torch.randn(4, 32, 1024)), ["*"]
+
+
+def _resnet20() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
+    from cifar import images, resnet
+
+    return resnet(20), list(images("train")[0][:256].split(32)), ["*"]
+
+
+def _minilm() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
+    from minilm import case
+
+    network = case()
+    return network.model, list(network.calibration)[::4], network.layers
+
+
+CASES: dict[str, Callable[[], tuple[nn.Module, Sequence[Any], Sequence[str]]]] = {
+    "six layers of 1024": _mlp,
+    "ResNet-20": _resnet20,
+    "MiniLM": _minilm,
+}
+
+
+def forecasts(name: str) -> Row:
+    """Forecast and measured fraction of the latency, by the multiply-adds kept."""
+    model, calibration, layers = CASES[name]()
+    found = survey(model, calibration, layers=layers, methods=("lowrank",), timed=True)
+    rows = []
+    for keep in KEEPS:
+        plan = found.menu.choose(bz.Budget(flops=keep))
+        forecast, measured = plan.kept("latency"), found._timed(plan).kept("latency")
+        error = forecast / measured - 1
+        rows.append({"keep": keep, "forecast": round(forecast, 4), "measured": round(measured, 4),
+                     "error": round(error, 4)})  # fmt: skip
+    return {"plans": rows, "worst": max(abs(row["error"]) for row in rows)}
+
+
+def run() -> Row:
+    """All networks on one thread, as far as SECONDS allow."""
+    store = Cells("forecast")
+    for name in CASES:
+        with with_threads(1):
+            store.once({"network": name}, lambda n=name: forecasts(n))
+    table = {row["network"].replace(" ", "_"): {"worst": row["worst"]} | {
+        f"{round(100 * plan['keep'])}": plan for plan in row["plans"]
+    } for row in store.rows}  # fmt: skip
+    return {"rows": store.rows, "table": table, "load": os.getloadavg()[0]}
+
+
+BENCHMARKS: dict[str, Callable[[], Row]] = {"forecast": run}

@@ -1,0 +1,132 @@
+"""Whole networks at a quarter of the multiply-adds: time over the dense network's, end to end.
+
+Trained networks (ResNet-20, MiniLM) are compressed on their data; those of random weights get the
+same share of every layer, which is enough to know their time.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import bozzetto as bz
+from architectures import NETWORKS
+from bozzetto.batches import Batch, call
+from bozzetto.expand import expand
+from bozzetto.methods import make_method
+from bozzetto.nn import for_inference
+from bozzetto.plan import Choice, Plan
+from bozzetto.prices import price_model
+from bozzetto.sites import find_sites
+from bozzetto.timing import sample_clocks, with_threads
+from layers import _form, _median
+from pretrained import Cells
+
+Row = dict[str, Any]
+KEEP = 0.25
+ROUNDS = 7
+
+
+def uniform(model: nn.Module, name: str, options: Row, keep: float) -> nn.Module:
+    """Every layer that can be, but the first, at `keep` of its values, with fresh weights."""
+    method, choices = make_method(name, options), {}
+    for path, site in list(find_sites(expand(model))[0].items())[1:]:
+        size = method.most(site.map, keep)
+        if size and method.values(site.map, size) < site.map.weight.numel():
+            choices[path] = Choice(name, size, 0, 0, options=options)
+    return bz.rebuild(model, Plan(choices, {})).eval()
+
+
+def shrunk(model: nn.Module, x: torch.Tensor, name: str, options: Row) -> nn.Module:
+    """The uniform network of at most `KEEP` of the multiply-adds; found on the meta device."""
+    meta, empty = copy.deepcopy(model).to("meta"), x.to("meta")
+    whole = price_model(meta, empty).flops
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        keep = (low + high) / 2
+        fits = price_model(uniform(meta, name, options, keep), empty).flops <= KEEP * whole
+        low, high = (keep, high) if fits else (low, keep)
+    return uniform(model, name, options, low)
+
+
+def _random(name: str) -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    model, x = NETWORKS[name](), torch.randn(1, 3, 224, 224)
+    kinds: list[tuple[str, str, Row]] = [
+        ("lowrank", "lowrank", {}), ("fold in", "sketched", {"sides": "in"}),
+    ]  # fmt: skip
+    made = {form: shrunk(model, x, method, options) for form, method, options in kinds}
+    return {"dense": model} | made, [x, torch.randn(8, 3, 224, 224)]
+
+
+def _resnet20() -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    from cifar import images, resnet
+
+    model, x = resnet(20), images("train")[0][:512]
+    small, _ = bz.compress(model, bz.Budget(flops=KEEP), list(x.split(128)))
+    return {"dense": model, "compressed": small}, [x[:1], x[:32]]
+
+
+def _minilm() -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    from minilm import case
+
+    network = case()
+    calibration = list(network.calibration)[::4]
+    small, _ = bz.compress(network.model, bz.Budget(flops=KEEP), calibration, layers=network.layers)
+    return {"dense": network.model, "compressed": small}, [calibration[0], calibration[-1]]
+
+
+CASES: dict[str, Callable[[], tuple[dict[str, nn.Module], Sequence[Any]]]] = {
+    "ResNet-20": _resnet20,
+    "MiniLM": _minilm,
+    "ViT-B": lambda: _random("ViT-B"),
+    "ResNet-50": lambda: _random("ResNet-50"),
+}
+
+
+def measure(models: dict[str, nn.Module], batch: Batch, threads: int) -> Row:
+    """Ratios to the dense network, of the networks as they are and made for inference."""
+    ready = {f"{name}, for inference": for_inference(m, batch) for name, m in models.items()}
+    flops = {name: price_model(model, batch).flops for name, model in models.items()}
+
+    def run(model: nn.Module) -> None:
+        with torch.no_grad():
+            call(model, batch)
+
+    models = {name: model.eval() for name, model in (models | ready).items()}
+    found = sample_clocks({n: lambda m=m: run(m) for n, m in models.items()}, ROUNDS)
+    clock = "process" if threads == 1 else "wall"
+    return {
+        "milliseconds": round(1e3 * _median(found["dense"], clock), 3),
+        "flops_kept": {n: round(f / flops["dense"], 4) for n, f in flops.items()},
+        "forms": {
+            name: _form(samples, found["dense"], 1.0, clock) | {"floor": None, "to floor": None}
+            for name, samples in found.items()
+        },
+    }
+
+
+def run() -> Row:
+    """All networks, as far as SECONDS allow."""
+    store = Cells("networks")
+    for name, build in CASES.items():
+        keys = [{"network": name, "batch": i, "threads": t} for i in (0, 1) for t in (1, 2)]
+        if all(any(key.items() <= row.items() for row in store.rows) for key in keys):
+            continue
+        models, batches = build()
+        for key in keys:
+            with with_threads(key["threads"]):
+                batch, threads = batches[key["batch"]], key["threads"]
+                store.once(key, lambda b=batch, t=threads, m=models: measure(m, b, t))
+    table: Row = {}
+    for row in store.rows:
+        where = table.setdefault(row["network"], {}).setdefault(f"batch_{row['batch']}", {})
+        where[f"threads_{row['threads']}"] = {
+            form.replace(", ", "_").replace(" ", "_"): value for form, value in row["forms"].items()
+        }
+    return {"rows": store.rows, "table": table, "keep": KEEP, "load": os.getloadavg()[0]}
+
+
+BENCHMARKS: dict[str, Callable[[], Row]] = {"networks": run}
