@@ -155,7 +155,7 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "torchvision: ConvNeXt": convnext,
     "torchvision: ViT": vision_transformer,
     "torchvision: Swin": swin,
-    "timm: EfficientNet": partial(timm_model, "efficientnet_b0", 64, channel_multiplier=0.5),
+    "timm: EfficientNet": partial(timm_model, "efficientnet_lite0", 64),
     "timm: MobileViT": partial(timm_model, "mobilevit_xxs", 64),
     "timm: DeiT": partial(
         timm_model, "deit_tiny_patch16_224", 64, img_size=64, embed_dim=96, depth=2

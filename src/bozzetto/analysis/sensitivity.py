@@ -1,5 +1,6 @@
 """Sensitivity: what making each layer smaller is predicted to do to the loss."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,14 +41,14 @@ class Sensitivity:
         return [asdict(layer) for layer in self.layers]
 
     def figure(self, ax: Any) -> None:
-        """A bar a layer for half of its values, a dot for what the plan does."""
+        """A bar a layer for half of its values, a dot for what the plan does where it changes it."""
         places = range(len(self.layers))
         ax.barh(places, [x.halved for x in self.layers], color="C0", label="keeping half")
-        planned = [x.planned for x in self.layers]
+        planned = [x.planned or math.nan for x in self.layers]
         ax.plot(planned, places, "o", color="C1", label="as planned")
+        ax.set_xscale("log")
         ax.set_yticks(places, [x.layer or "(the model)" for x in self.layers])
         ax.invert_yaxis()
-        ax.set_xlim(left=0)
         ax.set_xlabel("predicted change of the loss")
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
