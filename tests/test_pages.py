@@ -125,10 +125,13 @@ def test_no_mark_of_the_readme_begins_a_line():
         ("<!-- n:a.json:images:, -->10,000 images, 3 seeds", True),
         ("<!-- n:a.json:images: -->no number", False),
         ("<!-- n: a.json:images:, -->10,000 images", False),
+        ("<!-- n:a.json:rows[way=low_rank,keep=0.25].acc:.1% -->91.7%", True),
+        ("<!-- n:a.json:rows[way=low_rank,keep=0.25].acc:.1% -->91.8%", False),
     ],
 )
 def test_a_wrong_number_is_seen(text: str, right: bool, tmp_path: Path):
-    results = {"rows": [{}, {"acc": 0.9173}], "change": -1.5, "images": 10_000}
+    row = {"way": "low rank", "keep": 0.25, "acc": 0.9173}
+    results = {"rows": [{}, row], "change": -1.5, "images": 10_000}
     (tmp_path / "a.json").write_text(json.dumps(results))
     assert (wrong_numbers(text, tmp_path) == []) == right
 
@@ -137,6 +140,13 @@ def test_a_number_of_nowhere_is_seen():
     table = "| network | kept |\n|---|---|\n| ResNet-20 | **25.0 %** |\n| <!-- n:a.json:b: -->1 | |"
     assert unmarked_cells(table) == [" **25.0 %** "]
     assert unmarked_cells("| <!-- n:a.json:b: -->1 / 2 |") != []
+
+
+def test_a_row_has_to_be_the_only_one():
+    rows = [{"keep": 0.5, "seed": 0}, {"keep": 0.5, "seed": 1}]
+    assert pages.the_row(rows, {"keep": "0.5", "seed": "1"}) == rows[1]
+    with pytest.raises(ValueError, match="2 of 2"):
+        pages.the_row(rows, {"keep": "0.5"})
 
 
 def test_numbers_are_renewed_in_place():
