@@ -1,4 +1,4 @@
-"""DnCNN, a denoiser, on the twelve standard images at σ = 25."""
+"""DnCNN, a denoiser, on the middle of the twelve standard images at σ = 25."""
 
 from typing import Any
 
@@ -30,6 +30,12 @@ def noisy(image: Tensor, generator: torch.Generator) -> Tensor:
     return image + SIGMA * torch.randn(image.shape, generator=generator)
 
 
+def middle(image: Tensor, size: int = 128) -> Tensor:
+    """The middle of an image (1, 1, h, w)."""
+    top, left = ((n - size) // 2 for n in image.shape[2:])
+    return image[..., top : top + size, left : left + size]
+
+
 def patches(count: int, size: int = 48) -> Tensor:
     """Grey patches of the two photographs that scikit-learn ships, (count, 1, size, size)."""
     from sklearn.datasets import load_sample_images
@@ -45,7 +51,7 @@ def patches(count: int, size: int = 48) -> Tensor:
 
 
 def case() -> Case:
-    """Mean PSNR in dB over Set12; dense 30.43."""
+    """Mean PSNR in dB over the middle 128 × 128 pixels of Set12; dense 30.43 on whole images."""
     from PIL import Image
 
     model, generator = network(), torch.Generator().manual_seed(0)
@@ -53,6 +59,7 @@ def case() -> Case:
         torch.from_numpy(np.array(Image.open(file).convert("L"))).float()[None, None] / 255
         for file in sorted((SHARED / "set12").glob("*.png"))
     ]
+    pictures = [middle(picture) for picture in pictures]
     pairs = [(clean, noisy(clean, generator)) for clean in pictures]
     clean = patches(512)
     seen = noisy(clean, generator)

@@ -6,6 +6,7 @@ MiniLM needs what `minilm.py` needs.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -92,9 +93,14 @@ def resnet20() -> dict[str, Any]:
 
 
 def minilm() -> dict[str, Any]:
-    """256 sentences of the test split: squared distance of the embeddings from the target's."""
+    """128 sentences of the test split: squared distance of the embeddings from the target's.
+
+    The layers of three of the six blocks, statistics from 256 sentences.
+    """
     case = minilm_case()
-    data = held_out(256)
+    blocks = [f"*encoder.layer.{i}.*" for i in (0, 2, 5)]
+    case = replace(case, calibration=case.calibration[::4], layers=blocks)
+    data = held_out(128)
     target = _outputs(case.model, data)
 
     def losses(model: nn.Module) -> dict[str, float]:

@@ -35,7 +35,7 @@ Task = Literal["classification", "regression", "embeddings"]
 _TUNING: dict[str, dict[str, Any]] = {
     "classification": {"epochs": 3, "lr": 1e-3, "dropout": 0.0},
     "regression": {"epochs": 3, "lr": 1e-3, "dropout": 0.0, "loss": "mse"},
-    "embeddings": {"epochs": 1, "lr": 3e-4, "dropout": 0.0, "loss": "similarity", "warmup": 0.1},
+    "embeddings": {"epochs": 1, "lr": 5e-5, "dropout": 0.0, "loss": "similarity", "warmup": 0.1},
 }
 
 
