@@ -1,6 +1,6 @@
 """Processor seconds of tangent kernels against other implementations, one thread, interleaved.
 
-    python benchmarks/run.py tangent-speed tangent-batchnorm tangent-empirical
+    python benchmarks/run.py tangent-speed tangent-batchnorm tangent-empirical tangent-large
 
 neural-tangents is timed when NEURAL_TANGENTS_PYTHON names an interpreter that has it (versions in
 `tangent_peer`); without it those columns are absent. Each pair of jobs alternates, after a warm-up,
@@ -9,6 +9,7 @@ and the least of the repetitions counts.
 
 import json
 import os
+import resource
 import subprocess
 import tempfile
 import time
@@ -31,7 +32,7 @@ from bozzetto.tangent.fast import (
     dense_kernels,
 )
 from bozzetto.tangent.images import Window
-from cifar import resnet
+from cifar import images, resnet
 
 Timed = Callable[[], float]
 REPEAT = 5
@@ -221,7 +222,9 @@ def _empirical_row(name: str, model: nn.Module, x: Tensor, peer: Peer | None) ->
     ours = partial(empirical_ntk, model, x, outputs="each")
     contraction = partial(torch_contraction, model, x)
     torch.testing.assert_close(ours(), contraction(), rtol=1e-3, atol=1e-3)
-    sides: dict[str, Timed] = {"seconds": own(ours), "torch.func jacobians": own(contraction)}
+    own_jacobian = partial(empirical_ntk, model, x, outputs="each", route="jacobian")
+    mine = {"seconds": own(ours), "jacobian route": own(own_jacobian)}
+    sides: dict[str, Timed] = mine | {"torch.func jacobians": own(contraction)}
     if name != "ResNet-20":  # there it takes minutes
         sides["torch.func products"] = own(partial(torch_products, model, x))
     failed = {}
@@ -234,12 +237,41 @@ def _empirical_row(name: str, model: nn.Module, x: Tensor, peer: Peer | None) ->
             except RuntimeError as error:
                 failed[label] = str(error)
     times = alternate(sides, 3)
-    best = min(seconds for side, seconds in times.items() if side != "seconds")
+    best = min(seconds for side, seconds in times.items() if side not in mine)
     row: dict[str, Any] = {"network": name, "inputs": len(x), **times}
-    return row | {"ratio to the best": best / times["seconds"]} | failed
+    row["ratio"] = best / times["seconds"]
+    row["ratio_jacobian"] = best / times["jacobian route"]
+    return row | failed
+
+
+class Total(nn.Module):
+    """The sum of a network's outputs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).sum(1, keepdim=True)
+
+
+def large(count: int = 2000, block: int = 500) -> dict[str, Any]:
+    """ResNet-20 on CIFAR-10 images: the kernel of the sum of its outputs, and peak memory."""
+    x, net = images("test")[0][:count], Total(resnet(20)).eval()
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before, began = peak(), time.process_time()
+    kernel = empirical_ntk(net, x, block=block)
+    seconds = time.process_time() - began
+    row = {"inputs": count, "block": block, "seconds": seconds, "bytes_before": before}
+    symmetric = float((kernel - kernel.T).norm() / kernel.norm())
+    return {"rows": [row | {"peak_bytes": peak(), "relative_asymmetry": symmetric}]}
 
 
 BENCHMARKS = {
+    "tangent-large": large,
     "tangent-speed": limits,
     "tangent-batchnorm": batch_norm,
     "tangent-empirical": empirical,
