@@ -4,11 +4,13 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor
 
 BITS_VERSION = 1  # part of every key: a change of the stream is a new version, never a surprise
+_GENERATORS = RLock()
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
@@ -67,8 +69,11 @@ def random_permutation(seed: int, count: int) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's own generators at a seed, for constructors that draw from them; restored after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    """Torch's own generators at a seed, for constructors that draw from them; restored after.
+
+    All threads share these generators: one at a time has them.
+    """
+    with _GENERATORS, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
