@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -118,8 +119,11 @@ def _sign_size(m: LinearMap, keep: int) -> int:
     return max(1, int((side**2 / 4 + rows * d / keep) ** 0.5 - side / 2))
 
 
-def forms(dense: nn.Module, keep: int) -> dict[str, nn.Module]:
-    """Every form with 1/keep of the dense weight values (signs: of the bytes)."""
+def forms(dense: nn.Module, keep: int, *, rare: bool = True) -> dict[str, nn.Module]:
+    """Every form with 1/keep of the dense weight values (signs: of the bytes).
+
+    `rare` adds those that are made for memory, not for time, and tensorly-torch where it is there.
+    """
     m = linear_map(dense)
     made: dict[str, nn.Module] = {"dense": dense}
     lookup = isinstance(dense, nn.Embedding)
@@ -134,7 +138,8 @@ def forms(dense: nn.Module, keep: int) -> dict[str, nn.Module]:
         if size:
             made[name] = method.build(m, size, 1)
     for name in ("lowrank", "tucker", "blocks", "signs", "hybrid"):
-        if name not in METHODS or (lookup and name in ("blocks", "signs", "hybrid")):
+        memory = name in ("blocks", "signs", "hybrid")
+        if name not in METHODS or (memory and (lookup or not rare)):
             continue
         method = make_method(name)
         size = _sign_size(m, keep) if name == "signs" else method.most(m, 1 / keep)
@@ -146,6 +151,9 @@ def forms(dense: nn.Module, keep: int) -> dict[str, nn.Module]:
         k = make_method("sketched").most(m, 1 / keep)
         if k:
             made["four products"] = FourProducts(dense, k)
+    small = cast(Tensor, dense.weight).numel() <= 1 << 20  # it takes seconds beyond
+    if rare and small and not lookup and find_spec("tltorch"):
+        made["tensorly-torch"] = _tensorly(dense, keep)
     return made
 
 
@@ -185,10 +193,7 @@ def _copy(source: Tensor, target: Tensor) -> None:
 def measure(case: Case, keep: int, batch: int, threads: int, mode: str) -> Row:
     """One cell: medians over the rounds, ratios round by round."""
     dense, x = case.build(), case.inputs(batch)
-    layers = forms(dense, keep)
-    small_enough = cast(Tensor, dense.weight).numel() <= 1 << 20  # it takes seconds beyond
-    if mode == "forward" and small_enough and not isinstance(dense, nn.Embedding):
-        layers["tensorly-torch"] = _tensorly(dense, keep)
+    layers = forms(dense, keep, rare=(keep, batch, mode) == (8, 32, "forward"))
     if mode == "forward":
         ready = {
             f"{name}, for inference": for_inference(layers[name], x)
@@ -250,9 +255,9 @@ def _form(samples: list[Sample], dense: list[Sample], floor: float, clock: str) 
 def cells() -> Iterator[tuple[str, int, int, int, str]]:
     """Worth most first."""
     for threads, mode, keeps in (
-        (1, "forward", (8, 4)), (1, "both", (8,)), (2, "forward", (8,)), (1, "forward", (2, 16)),
-        (1, "both", (4,)), (2, "both", (8,)), (2, "forward", (4, 2, 16)), (1, "both", (2, 16)),
-        (2, "both", (4, 2, 16)),
+        (1, "forward", (8,)), (1, "both", (8,)), (1, "forward", (4,)), (2, "forward", (8,)),
+        (2, "both", (8,)), (1, "forward", (2, 16)), (1, "both", (4, 2, 16)),
+        (2, "forward", (4, 2, 16)), (2, "both", (4, 2, 16)),
     ):  # fmt: skip
         for keep in keeps:
             for name, case in CASES.items():

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -166,8 +167,8 @@ def checkpoint(depth: int = 20) -> Row:
         capture_output=True,
         text=True,
         check=True,
-        cwd=os.path.dirname(__file__),
-    )  # noqa: PTH120
+        cwd=Path(__file__).parent,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
