@@ -81,6 +81,13 @@ def timm_model(name: str, size: int, **options: Any) -> Case:
     return timm.create_model(name, pretrained=False, num_classes=10, **options), images(size)
 
 
+def mixer() -> Case:
+    from timm.models import MlpMixer
+
+    made = MlpMixer(num_classes=10, img_size=64, patch_size=16, num_blocks=2, embed_dim=96)
+    return made, images(64)
+
+
 def hub(model: str, config: str, options: dict[str, Any], batch: Callable[[], Batch]) -> Case:
     import transformers
 
@@ -155,14 +162,12 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "torchvision: ConvNeXt": convnext,
     "torchvision: ViT": vision_transformer,
     "torchvision: Swin": swin,
-    "timm: EfficientNet": partial(timm_model, "efficientnet_lite0", 64),
+    "timm: EfficientNet": partial(timm_model, "efficientnet_b0", 64),
     "timm: MobileViT": partial(timm_model, "mobilevit_xxs", 64),
     "timm: DeiT": partial(
         timm_model, "deit_tiny_patch16_224", 64, img_size=64, embed_dim=96, depth=2
     ),
-    "timm: MLP-Mixer": partial(
-        timm_model, "mixer_s32_224", 64, img_size=64, embed_dim=96, num_blocks=2
-    ),
+    "timm: MLP-Mixer": mixer,
     "transformers: BERT": partial(hub, "BertForSequenceClassification", "BertConfig", TEXT, text),
     "transformers: RoBERTa": partial(hub, "RobertaForMaskedLM", "RobertaConfig", TEXT, text),
     "transformers: DistilBERT": partial(hub, "DistilBertModel", "DistilBertConfig", DISTIL, text),

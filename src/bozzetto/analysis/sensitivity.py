@@ -41,7 +41,7 @@ class Sensitivity:
         return [asdict(layer) for layer in self.layers]
 
     def figure(self, ax: Any) -> None:
-        """A bar a layer for half of its values, a dot for what the plan does where it changes it."""
+        """A bar a layer for half of its values, a dot for what the plan does to it."""
         places = range(len(self.layers))
         ax.barh(places, [x.halved for x in self.layers], color="C0", label="keeping half")
         planned = [x.planned or math.nan for x in self.layers]

@@ -1,0 +1,37 @@
+"""A layer whose parent reads its weight stays a layer that has one."""
+
+import torch
+from torch import Tensor, nn
+
+import bozzetto as bz
+from bozzetto.reading import read_weights
+
+
+class Careful(nn.Module):
+    """Casts to the type of a child's weight, as T5 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 48), nn.Linear(48, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).to(self.second.weight.dtype))
+
+
+def test_it_is_left_dense_and_the_plan_says_why():
+    model = nn.Sequential(nn.Linear(24, 24), Careful())
+    assert read_weights(model) == {"1.second"}
+    x = torch.randn(60, 24, generator=torch.Generator().manual_seed(0))
+    small, plan = bz.compress(model, 0.7, [x])
+    assert plan.dense["1.second"] == "the module that holds it reads its weight"
+    assert "1.first" in plan.choices
+    assert small(x).shape == (60, 24)
+
+
+def test_torch_s_own_modules_are_known():
+    assert read_weights(nn.TransformerEncoderLayer(16, 2, 32)) == set()
+
+
+def test_a_module_without_source_is_taken_at_its_word():
+    kind = type("Typed", (nn.Module,), {"forward": eval("lambda self, x: x")})
+    assert read_weights(kind()) == set()
