@@ -130,7 +130,7 @@ def _mlp(n: int, layers: int = 4, rows: int = 1024) -> tuple[nn.Module, list[tor
 
 def compress_width() -> Row:
     """Four layers of that width, 1024 calibration rows, low rank to half the values."""
-    return _compressing(_mlp, (128, 256, 512, 1024, 2048))
+    return _compressing(_mlp, (128, 256, 512, 1024))
 
 
 def compress_depth() -> Row:
@@ -141,6 +141,27 @@ def compress_depth() -> Row:
 def compress_calibration() -> Row:
     """Four layers of 512; size is rows of calibration data."""
     return _compressing(lambda rows: _mlp(512, 4, rows), (1024, 2048, 4096, 8192))
+
+
+def kept_for_backward() -> Row:
+    """Bytes of the batch that are kept between forward and backward: 4096 wide, batch 500.
+
+    Beside the layer's output; weights and signs are there anyway.
+    """
+    x, found = torch.randn(500, 4096), {}
+    pair = nn.Sequential(nn.Linear(4096, 256, bias=False), nn.Linear(256, 4096))
+    for name, layer in (_forms(4096) | {"lowrank": pair}).items():
+        kept: dict[int, int] = {}
+
+        def pack(t: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            if len(x) in t.shape:
+                kept[t.data_ptr()] = t.numel() * t.element_size()
+            return t
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            layer(x.clone().requires_grad_())
+        found[name] = sum(kept.values())
+    return {"bytes": found, "of dense": {n: round(b / found["dense"], 4) for n, b in found.items()}}
 
 
 def planned_by_counts() -> Row:
@@ -192,6 +213,7 @@ def compressed(depth: int) -> Row:
 
 SERIES: dict[str, Callable[[], Row]] = {
     "planned by counts": planned_by_counts,
+    "kept for backward": kept_for_backward,
     "width": width,
     "batch": batch,
     "rank": rank,
