@@ -23,8 +23,7 @@ from bozzetto.analysis.crash import (
     crash_bound,
     tolerance,
 )
-from bozzetto.analysis.crash.broken import broken_neurons
-from bozzetto.analysis.crash.faulty import FaultySites
+from bozzetto.analysis.crash.faulty import FaultySites, broken_neurons
 from bozzetto.linalg import derive_seed
 from cifar import SHARED, resnet
 from digits import Block, digits

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 import bozzetto as bz
 from bozzetto.analysis.crash import Crash
-from bozzetto.analysis.crash.broken import broken_neurons
-from bozzetto.analysis.crash.faulty import FaultySites
+from bozzetto.analysis.crash.faulty import FaultySites, broken_neurons
 from bozzetto.linalg import seeded
 from bozzetto.moments import SketchedMoment
 

@@ -11,7 +11,7 @@ from bozzetto.analysis.crash import NoSoundBound, Sampling, activation, crash_bo
 from bozzetto.analysis.crash.expected import ExpectedZonotope
 from bozzetto.analysis.crash.moments import MomentDomain
 from bozzetto.analysis.crash.network import read_network
-from bozzetto.analysis.crash.sizes import Sizes, curved, stop_loss
+from bozzetto.analysis.crash.sums import Sizes, curved, stop_loss
 from bozzetto.analysis.crash.walk import walk
 
 RATES = (0.0, 0.003, 0.05, 0.3, 0.8, 1.0)

@@ -234,7 +234,7 @@ def test_channels_fail_as_a_whole():
         net[0].bias.fill_(5.0)
         net[3].weight.copy_(torch.eye(12))
     sites = FaultySites(net, random(2, 1, 4))
-    from bozzetto.analysis.crash.broken import broken_neurons
+    from bozzetto.analysis.crash.faulty import broken_neurons
 
     run = broken_neurons(sites, Crash(), None, "channel")
     lost = (run(torch.zeros(1, 1, 4), 0.5, range(50), 0) - net[3].bias).reshape(

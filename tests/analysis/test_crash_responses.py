@@ -10,7 +10,7 @@ from torch import nn
 
 from bozzetto.analysis.crash import activation
 from bozzetto.analysis.crash.responses import Crashes, beyond, crossing, remainders
-from bozzetto.analysis.crash.sums import mean_absolute
+from bozzetto.analysis.crash.sums import mean_absolute, tail
 from bozzetto.analysis.crash.symbols import Rest
 
 ALIVE = torch.tensor(list(itertools.product([False, True], repeat=7)))
@@ -134,3 +134,25 @@ def test_rare_crashes_from_nothing_have_the_mean_of_each_alone():
     c = torch.linspace(-1, 2, 40, dtype=torch.float64).unsqueeze(1)
     found = mean_absolute(torch.zeros(1).double(), c, torch.full((40,), 1e-9).double())
     torch.testing.assert_close(found.squeeze(), 1e-9 * c.abs().sum(), rtol=1e-6, atol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(gains, st.floats(0.01, 5), st.sampled_from([8, 64]))
+def test_the_upper_tail_of_a_sum_is_never_too_small(gains, d, points):
+    c, gap = torch.tensor(gains, dtype=torch.float64), torch.tensor([d], dtype=torch.float64)
+    found = tail(c.unsqueeze(1), RATES, points)
+    over = (CRASHED @ c - d).clamp(min=0)
+    if found is None:
+        assert over.max() == 0
+        return
+    assert holds(found.above(gap), pair(over))
+    assert found.chance_above(gap) >= mean((CRASHED @ c > d).double()) - 1e-12
+
+
+def test_the_upper_tail_is_near_the_exact_one():
+    c = torch.tensor([0.9, -0.3, 0.4, 0.7, -0.8, 0.2, 0.5], dtype=torch.float64)
+    for d in (0.3, 0.8, 1.3):
+        first, second = tail(c.unsqueeze(1), RATES, 256).above(torch.tensor([d]).double())
+        exact = pair((CRASHED @ c - d).clamp(min=0))
+        assert first <= 1.02 * exact[0]
+        assert second <= 1.02 * exact[1]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bozzetto.analysis.crash.activations import NoSoundBound
 from bozzetto.analysis.crash.bound import crash_bound
@@ -74,25 +74,8 @@ def compare_crashes(
     Raises:
         ValueError: as `crash` does, or for bounds of other faults than crashes.
     """
-    data = list(batches)
-    if bounded and fault is not None:
-        raise ValueError(f"bounds are for neurons that output 0 (fault=None); got {fault!r}")
-    reports = {
-        name: crash(model, data, p, fault=fault, unit=unit, patterns=patterns, seed=seed)
-        for name, model in models.items()
-    }
-    if not bounded:
-        return CrashComparison(reports, {})
-    x = torch.cat([read_batch(batch)[0] for batch in data])[:bounded]
-    bounds = {name: _mean_bounds(model, x, p, unit) for name, model in models.items()}
-    return CrashComparison(reports, bounds)
-
-
-def _mean_bounds(model: nn.Module, x: torch.Tensor, p: Sequence[float], unit: Unit) -> Bounds:
-    try:
-        return [crash_bound(model, rate, x=x, unit=unit).best.mean().item() for rate in p]
-    except NoSoundBound as error:
-        return str(error)
+    cases = {name: (model, None) for name, model in models.items()}
+    return _side_by_side(cases, list(batches), p, _Setting(fault, unit, patterns, seed), bounded)
 
 
 def crash_by_layer(
@@ -122,24 +105,54 @@ def crash_by_layer(
         ValueError: as `crash` does, or for bounds of other faults than crashes.
     """
     data = list(batches)
-    if not data or (bounded and fault is not None):
-        raise ValueError(f"need batches, and fault=None for bounds; got {len(data)}, {fault!r}")
-    x = torch.cat([read_batch(batch)[0] for batch in data])[:bounded]
+    if not data:
+        raise ValueError("crash_by_layer needs at least one batch; got none")
     names = FaultySites(model, read_batch(data[0])[0]).default
-    reports, bounds = {}, {}
-    for name in names:
-        reports[name] = crash(
-            model, data, p, fault=fault, layers=[name], unit=unit, patterns=patterns, seed=seed
-        )
-        if bounded:
-            bounds[name] = _mean_layer_bounds(model, x, p, name, unit)
+    cases = {name: (model, name) for name in names}
+    return _side_by_side(cases, data, p, _Setting(fault, unit, patterns, seed), bounded)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is the same in every case."""
+
+    fault: NeuronFault | WeightFault | None
+    unit: Unit
+    patterns: int
+    seed: int
+
+
+def _side_by_side(
+    cases: Mapping[str, tuple[nn.Module, str | None]],
+    data: Sequence[Batch],
+    p: Sequence[float],
+    how: _Setting,
+    bounded: int,
+) -> CrashComparison:
+    """Every case is a model, and the one layer of it that fails (or all)."""
+    if bounded and how.fault is not None:
+        raise ValueError(f"bounds are for neurons that output 0 (fault=None); got {how.fault!r}")
+    reports = {
+        name: crash(model, data, p, layers=None if layer is None else [layer], **vars(how))
+        for name, (model, layer) in cases.items()
+    }
+    if not bounded:
+        return CrashComparison(reports, {})
+    x = torch.cat([read_batch(batch)[0] for batch in data])[:bounded]
+    bounds = {
+        name: _mean_bounds(model, layer, x, p, how.unit) for name, (model, layer) in cases.items()
+    }
     return CrashComparison(reports, bounds)
 
 
-def _mean_layer_bounds(
-    model: nn.Module, x: torch.Tensor, p: Sequence[float], name: str, unit: Unit
+def _mean_bounds(
+    model: nn.Module, layer: str | None, x: Tensor, p: Sequence[float], unit: Unit
 ) -> Bounds:
     try:
-        return [crash_bound(model, {name: q}, x=x, unit=unit).best.mean().item() for q in p]
+        found = [
+            crash_bound(model, rate if layer is None else {layer: rate}, x=x, unit=unit)
+            for rate in p
+        ]
     except NoSoundBound as error:
         return str(error)
+    return [bound.best.mean().item() for bound in found]

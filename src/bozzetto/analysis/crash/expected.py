@@ -4,6 +4,7 @@ Mask symbols are independent and exactly known; drift symbols are uncorrelated (
 difference each); of rest symbols only the sizes are known.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,10 +12,8 @@ from torch import Tensor
 
 from bozzetto.analysis.crash.activations import Activation
 from bozzetto.analysis.crash.responses import Crashes, beyond, crossing, remainders
-from bozzetto.analysis.crash.sizes import Sizes, curved, stop_loss
-from bozzetto.analysis.crash.sums import mean_absolute
+from bozzetto.analysis.crash.sums import Sizes, curved, mean_absolute, stop_loss
 from bozzetto.analysis.crash.symbols import (
-    Block,
     Fresh,
     Pair,
     Rest,
@@ -27,7 +26,7 @@ from bozzetto.analysis.crash.symbols import (
     total,
     wide,
 )
-from bozzetto.analysis.crash.zonotope import ZonotopeDomain
+from bozzetto.analysis.crash.zonotope import ZonotopeDomain, largest
 
 
 class ExpectedZonotope(ZonotopeDomain):
@@ -93,6 +92,33 @@ class ExpectedZonotope(ZonotopeDomain):
         late = (-lead).clamp(min=0)
         return crossing(crashes, gap, self.errors(apart), (over[0] + late, over[1] + late))
 
+    def any_of(self, entries: Sequence[Zonotope]) -> Rest:
+        """Each entry's drift, whose symbols add in squares; rest symbols as the largest."""
+        zero = torch.zeros_like(entries[0].value)
+        rests = [zero] * 6
+        for extreme in largest(entries):
+            for k, part in extreme.parts.items():
+                more = _rest_sizes(self.blocks[k].rest, part)
+                rests = [r + m for r, m in zip(rests, more, strict=True)]
+        found = Rest((rests[0], rests[1]), (rests[2], rests[3]), (rests[4], rests[5]))
+        for entry in entries:
+            first, second = self._drift(entry)
+            half = first / 2, second
+            found = found.joined(Rest(half, half, (first, second)))
+        return found
+
+    def _drift(self, state: Zonotope) -> Pair:
+        """E|·| and (E ·²)^½ of all drift symbols: (b, *s)."""
+        first, square = torch.zeros_like(state.value), torch.zeros_like(state.value)
+        for k, part in state.parts.items():
+            size, drift = part.abs(), self.blocks[k].drift
+            first = first + (size * wide(drift[0], part)).sum(0)
+            square = square + (
+                grouped(size * wide(drift[1], part), self.blocks[k].groups).square().sum(0)
+            )
+        second = square.sqrt()
+        return torch.minimum(first, second), second
+
     def errors(self, state: Zonotope) -> Rest:
         """Drift and rest."""
         s = self.sizes(state)
@@ -108,17 +134,15 @@ class ExpectedZonotope(ZonotopeDomain):
         variance = crashes.variance()
         first = crashes.map(torch.abs)
         first = 2 * (first.mean() - first.sum(lambda c: c, 2))
-        found = [torch.zeros_like(state.value)] * 8
+        rest = [torch.zeros_like(state.value)] * 6
         for k, part in state.parts.items():
-            for i, term in enumerate(_block_sizes(self.blocks[k], part)):
-                found[i] = found[i] + term
-        drift_first, drift, *rest = found
+            more = _rest_sizes(self.blocks[k].rest, part)
+            rest = [r + m for r, m in zip(rest, more, strict=True)]
         if state.fresh is not None:
             assert state.fresh.rate == 0
             fresh = [v for pair in state.fresh.rest.pairs() for v in pair]
             rest = [r + f for r, f in zip(rest, fresh, strict=True)]
-        drift = drift.sqrt()
-        drift_first = torch.minimum(drift, drift_first)
+        drift_first, drift = self._drift(state)
         return Sizes(
             variance,
             crashes.fourth(),
@@ -167,14 +191,6 @@ class ExpectedZonotope(ZonotopeDomain):
         if rule.curvature is not None:
             return least(curved(s, rule.curvature, rule.lipschitz), most)
         return most
-
-
-def _block_sizes(block: Block, part: Tensor) -> list[Tensor]:
-    """One block's share of the drift's and the rest's moments: each (b, *s)."""
-    size = part.abs()
-    drift = grouped(size * wide(block.drift[1], part), block.groups)
-    first = (size * wide(block.drift[0], part)).sum(0)
-    return [first, (drift**2).sum(0), *_rest_sizes(block.rest, part)]
 
 
 def _rest_sizes(rest: Rest, part: Tensor) -> list[Tensor]:

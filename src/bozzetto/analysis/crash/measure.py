@@ -9,9 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from bozzetto.analysis.crash.broken import Broken, broken_neurons, broken_weights
 from bozzetto.analysis.crash.faults import Crash, NeuronFault, WeightFault
-from bozzetto.analysis.crash.faulty import FaultySites
+from bozzetto.analysis.crash.faulty import Broken, FaultySites, broken_neurons, broken_weights
 from bozzetto.analysis.crash.moments import Unit
 from bozzetto.batches import Batch, split_batch
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bozzetto.analysis.crash.activations import Activation
-from bozzetto.analysis.crash.sizes import Sizes, masks_above
+from bozzetto.analysis.crash.sums import Sizes, Tail, masks_above, tail
 from bozzetto.analysis.crash.symbols import Pair, Rest, either, least, plus
 
 
@@ -60,23 +60,38 @@ class Crashes:
         """E Σ_{i<k} b_i b_k c_i c_k for c ≥ 0."""
         return (self.mean() ** 2 - self.sum(torch.square, 2)).clamp(min=0) / 2
 
+    def tail(self) -> Tail | None:
+        """The distribution of S from above."""
+        rows = self.like.numel()
+        gains = [gain.expand(-1, *self.like.shape).reshape(-1, rows) for gain in self.gains]
+        if not gains:
+            return None
+        rates = [g.new_full((len(g),), rate) for g, rate in zip(gains, self.rates, strict=True)]
+        return tail(torch.cat(gains), torch.cat(rates))
+
     def above(self, gap: Tensor) -> Pair:
-        """E(S − d)₊ and (E(S − d)₊²)^½ by the moments about the mean."""
+        """E(S − d)₊ and (E(S − d)₊²)^½ by the distribution, or by the moments about the mean."""
         mean, variance = self.mean(), self.variance()
         near = variance.sqrt()
         sizes = Sizes(variance, self.fourth(), near, *[(near, near)] * 3)
         first, second = masks_above(sizes, (gap - mean).clamp(min=1e-90))
         late = (mean - gap).clamp(min=0)
-        return first + late, second + late
+        found, known = (first + late, second + late), self.tail()
+        if known is None:
+            return found
+        other = known.above(gap.flatten())
+        return least(found, (other[0].view_as(gap), other[1].view_as(gap)))
 
     def chance_above(self, gap: Tensor) -> Tensor:
-        """P(S > d): Markov for the positive gains, Cantelli and the fourth moment for all."""
+        """P(S > d): Markov for positive gains, Cantelli, fourth moment, the distribution."""
         room, variance = (gap - self.mean()).clamp(min=1e-90), self.variance()
         found = [
             self.sum(lambda c: c.clamp(min=0)) / gap,
             variance / (variance + room**2),
             self.fourth() / room**4,
         ]
+        if (known := self.tail()) is not None:
+            found.append(known.chance_above(gap.flatten()).view_as(gap))
         return torch.stack(found).amin(0).nan_to_num(nan=1.0).clamp(max=1)
 
 

@@ -1,5 +1,6 @@
 """Zonotopes whose symbols are chosen by an adversary: suprema when f neurons of a layer crash."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,7 @@ from bozzetto.analysis.crash.symbols import (
     total,
     wide,
 )
-from bozzetto.analysis.crash.zonotope import ZonotopeDomain
+from bozzetto.analysis.crash.zonotope import ZonotopeDomain, largest
 
 
 class WorstZonotope(ZonotopeDomain):
@@ -55,6 +56,11 @@ class WorstZonotope(ZonotopeDomain):
     def errors(self, state: Zonotope) -> Rest:
         """Its size without masks."""
         return either(self.size(replace(state, masks={})))
+
+    def any_of(self, entries: Sequence[Zonotope]) -> Rest:
+        """All symbols at their largest coefficients."""
+        high, low = largest(entries)
+        return self.errors(high).joined(self.errors(low))
 
     def overtaken(self, best: Zonotope, other: Zonotope) -> Rest:
         """The errors' difference, where all together may make up the lead."""

@@ -142,7 +142,7 @@ class ZonotopeDomain(Domain[Zonotope]):
         """max(w, x, y, …) = max(w, x) + (y − max(w, x))₊ and so on, from the likely winner w on.
 
         This is for masks; errors pass as the winner's, but for |max(Y+e) − max Y − e_w|, which is
-        at most Σ_k |e_k − e_w| over those k that are ever ahead of w, or but for Σ_k |e_k|.
+        at most Σ_k |e_k − e_w| over those k that are ever ahead of w, or but for max_k |e_k|.
         """
         state = self.settled(state)
         self._check(2 * sum(len(v) for v in state.parts.values()), state.value)
@@ -154,10 +154,9 @@ class ZonotopeDomain(Domain[Zonotope]):
             over = self.through(_RELU, total((1.0, -1.0), (replace(other, parts={}), best)))
             best = total((1.0, 1.0), (best, over))
         rest = none(best.value) if best.fresh is None else best.fresh.rest
-        sizes = [self.errors(entry) for entry in (winner, *others)]
         apart = functools.reduce(Rest.joined, [self.overtaken(winner, x) for x in others])
-        whole = functools.reduce(Rest.joined, sizes)
-        follow = apart.both[0] + sizes[0].both[0] <= whole.both[0]
+        whole = self.any_of([winner, *others])
+        follow = apart.both[0] + self.errors(winner).both[0] <= whole.both[0]
         parts = {k: torch.where(follow, v, 0.0) for k, v in winner.parts.items()}
         rest = rest.joined(apart.where(follow, whole))
         return replace(best, parts=parts, fresh=fresh_rest(rest))
@@ -181,6 +180,10 @@ class ZonotopeDomain(Domain[Zonotope]):
         """How large the error about the shift is but for masks."""
 
     @abstractmethod
+    def any_of(self, entries: Sequence[Zonotope]) -> Rest:
+        """How large the errors of entries of a window are, whichever of them counts."""
+
+    @abstractmethod
     def overtaken(self, best: Zonotope, other: Zonotope) -> Rest:
         """|e_other − e_best| where the other entry of a window may be ahead."""
 
@@ -191,6 +194,17 @@ class ZonotopeDomain(Domain[Zonotope]):
     @abstractmethod
     def size(self, state: Zonotope) -> Pair:
         """How large the error about the shift is."""
+
+
+def largest(entries: Sequence[Zonotope]) -> list[Zonotope]:
+    """Errors whose sum is no less than any entry's: each symbol's highest and lowest coefficient.
+
+    Symbols count with their sizes, as rest symbols do, not with what they cancel.
+    """
+    parts = {k: torch.stack([x.parts[k] for x in entries]) for k in entries[0].parts}
+    high = {k: v.amax(0).clamp(min=0) for k, v in parts.items()}
+    low = {k: v.amin(0).clamp(max=0) for k, v in parts.items()}
+    return [replace(entries[0], parts=some) for some in (high, low)]
 
 
 def _entries(rule: Maximum, state: Zonotope) -> list[Zonotope]:
