@@ -70,7 +70,7 @@ def _compared(folders: Sequence[Path]) -> list[Section]:
         raise ValueError(f"networks of one target can be compared; the targets' prices are {facts}")
     found = [Section(FRONT, _front(folders, names))]
     speeds = [
-        row | {"network": name}
+        {"network": name} | {key: value for key, value in row.items() if key != "model"}
         for folder, name in zip(folders, names, strict=True)
         for row in _rows(folder, SPEED)[1:]
     ]
