@@ -1,4 +1,4 @@
-"""Modules that read a child's weight themselves, so that the child must keep having one."""
+"""Layers of which another module reads a part itself, so that they must keep having it."""
 
 import inspect
 import re
@@ -6,21 +6,28 @@ from functools import cache
 
 from torch import nn
 
-__all__ = ["read_weights"]
+__all__ = ["read_layers"]
 
-_READ = re.compile(r"\bself\.(\w+)\.weight\b")
+_PARTS = (
+    "weight", "bias", "in_features", "out_features", "num_embeddings", "embedding_dim",
+    "padding_idx", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
+)  # fmt: skip
+_READ = re.compile(rf"\bself\.(\w+(?:\.\w+)*?)\.(?:{'|'.join(_PARTS)})\b")
 
 
-def read_weights(model: nn.Module) -> set[str]:
-    """Paths of the modules whose parent's forward says `self.NAME.weight`.
+def read_layers(model: nn.Module) -> set[str]:
+    """Paths of the modules of which a forward above them says `self.PATH.weight` or the like.
 
-    As T5's does, to learn a type. What torch's own modules read is known and rewritten.
+    As transformers' do, to learn a type or a size. What torch's own modules read is known and
+    rewritten by `expand`.
     """
-    return {
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = (
         f"{path}.{name}" if path else name
-        for path, module in model.named_modules(remove_duplicate=False)
-        for name in _names(type(module)) & module._modules.keys()
-    }
+        for path, module in modules.items()
+        for name in _names(type(module))
+    )
+    return {path for path in found if path in modules}
 
 
 @cache

@@ -13,7 +13,7 @@ from bozzetto.nn.blocks import BlockLinear, BlockTable, Isometry
 from bozzetto.nn.parts import Down, Hashed, Sum, Up
 from bozzetto.nn.signs import Signs
 from bozzetto.ops import CONVS, Dense, Lookup
-from bozzetto.reading import read_weights
+from bozzetto.reading import read_layers
 
 KNOWN = (nn.Linear, nn.Embedding, *CONVS.values())
 
@@ -50,12 +50,12 @@ def find_sites(model: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
         modules[id(module)] = module
     by_weight: dict[int, list[tuple[list[str], LinearMap]]] = defaultdict(list)
     reasons: dict[str, str] = {}
-    read = read_weights(model)
+    read = read_layers(model)
     for key, module in modules.items():
         try:
             found = linear_map(module)
             if read.intersection(paths[key]):
-                raise NotLinear("the module that holds it reads its weight")
+                raise NotLinear("a module above it reads its weight or sizes")
             by_weight[id(module._parameters["weight"])].append((paths[key], found))
         except NotLinear as reason:
             path, own = paths[key][0], module.parameters(recurse=False)
