@@ -20,9 +20,9 @@ from bozzetto.sites import find_sites
 from bozzetto.stats import Stats
 from minilm import case
 
-LAYERS = [f"bert.encoder.layer.{i}.output.dense" for i in (0, 2, 5)]
+LAYERS = [f"bert.encoder.layer.{i}.output.dense" for i in (0, 5)]
 SHARES = (1 / 32, RANK / WIDE, 1 / 8, 1 / 4)  # of the directions, in the sketch
-KEEPS = (0.5, 0.25, 0.125)
+KEEPS = (0.5, 0.25)
 
 
 def _inputs(model: torch.nn.Module, path: str, batches: Any) -> Tensor:

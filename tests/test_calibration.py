@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import bozzetto as bz
+from bozzetto.compress import survey
 from networks import NETWORKS
 
 
@@ -124,3 +125,35 @@ def test_gradients_are_measured_whatever_mode_the_caller_is_in(mode: type) -> No
         small, _ = bz.compress(model, 0.6, [x])
     torch.testing.assert_close(outputs(small, x), outputs(wanted, x))
     small(x).sum().backward()
+
+
+class Pooled(nn.Module):
+    """A layer at every position, its mean over positions, and a layer of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.last = nn.Linear(16, 24), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.each(x).relu().mean(1))
+
+
+def test_measured_effects_are_those_of_one_layer_alone() -> None:
+    model, batches = Pooled().eval(), [torch.randn(20, 30, 16) for _ in range(4)]
+    predicted = survey(model, batches)
+    measured = predicted.measured(batches=2)
+    used = [batches[0], batches[2]]
+    for path in ("each", "last"):
+        before, after = (found.menu.nearest(path, 0.5) for found in (predicted, measured))
+        assert before.choice is not None
+        small = bz.rebuild(model, bz.Plan({path: before.choice}, {}), predicted.stats)
+        change = sum((outputs(small, x) - outputs(model, x)).square().sum() for x in used)
+        assert after.impact == pytest.approx(float(change), rel=1e-4)
+        forms = [c for c in predicted.menu.candidates if c.site == path]
+        again = [c for c in measured.menu.candidates if c.site == path]
+        ratio = after.impact / before.impact
+        for form, scaled in zip(forms, again, strict=True):
+            assert scaled.impact == pytest.approx(ratio * form.impact)
+    small, plan = measured.compress(bz.Budget(params=0.6))
+    assert plan.kept() <= 0.6
+    assert small(batches[0]).shape == (20, 12)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.batches import in_mode
+from bozzetto.batches import call, in_mode, tensors
 from bozzetto.budget import Budget
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
@@ -79,6 +79,34 @@ class Survey:
         target = made.target | {"latency": times["target"]}
         return replace(made, target=target, small=made.small | {"latency": times["small"]})
 
+    def measured(self, batches: int = 2) -> "Survey":
+        """With what each layer's forms are predicted to cost scaled to what one of them does.
+
+        The prediction takes a layer's errors at all positions for independent, which they are not
+        where positions are pooled or attended to. Here every layer in turn takes its form nearest
+        half of its values, and the squared change of the network's outputs on some calibration
+        batches scales the impacts of all its forms. That takes a forward pass a layer.
+
+        Args:
+            batches: how many, spread over the calibration.
+        """
+        used = self.batches[:: max(1, len(self.batches) // batches)][:batches]
+        scales: dict[str, float] = {}
+        with torch.inference_mode(False), torch.no_grad(), in_mode(self.model, training=False):
+            wanted = [_outputs(self.model, batch) for batch in used]
+            for path in dict.fromkeys(c.site for c in self.menu.candidates):
+                form = self.menu.nearest(path, 0.5)
+                assert form.choice is not None
+                small = rebuild(self.model, Plan({path: form.choice}, {}), self.stats).eval()
+                outputs = [_outputs(small, batch) for batch in used]
+                change = sum(
+                    float((y - x).square().sum())
+                    for ys, xs in zip(outputs, wanted, strict=True)
+                    for y, x in zip(ys, xs, strict=True)
+                )
+                scales[path] = change / max(form.impact, 1e-300)
+        return replace(self, menu=self.menu.scaled(scales))
+
     def smallest(self, budget: Budget, floor: float, metric: Metric) -> tuple[nn.Module, Plan]:
         """The smallest network found whose metric reaches the floor, all bounds shrunk alike.
 
@@ -109,6 +137,11 @@ class Survey:
                 low = scale
             scale = (low * high) ** 0.5 if low else high / 2
         return cast(tuple[nn.Module, Plan], best)
+
+
+def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
+    """The floating tensors that a model gives, in double precision."""
+    return [y.double() for y in tensors(call(model, batch)) if y.is_floating_point()]
 
 
 def _measured(metric: Metric, model: nn.Module) -> float:

@@ -91,6 +91,18 @@ class Menu:
         small = {r: rest[r] + sum(c.price[r] for c in chosen) for r in self.target}
         return Plan(choices, self.dense | kept, tied, self.target, small, self.seed)
 
+    def nearest(self, path: str, share: float) -> Candidate:
+        """The form of a layer whose values are nearest to that share of the dense layer's."""
+        own = [c for c in self.candidates if c.site == path]
+        dense = next(c.price["params"] for c in own if c.choice is None)
+        forms = [c for c in own if c.choice is not None]
+        return min(forms, key=lambda c: abs(c.price["params"] - share * dense))
+
+    def scaled(self, scales: Mapping[str, float]) -> "Menu":
+        """With the impact of every form of a layer times that layer's number."""
+        scaled = [replace(c, impact=c.impact * scales[c.site]) for c in self.candidates]
+        return replace(self, candidates=scaled)
+
 
 def plan(
     model: nn.Module,
