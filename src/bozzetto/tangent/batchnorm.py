@@ -171,16 +171,20 @@ class BatchNormRectifier(JointActivation):
 
     def within_push(self, covariance: Tensor, tangent: Tensor) -> Tensor:
         """E J tangent Jᵀ, the adjoint of `within_pull`: one evaluation instead of one a pair."""
+        return self.within_both(covariance, tangent)[1]
+
+    def within_both(self, covariance: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """`within` and `within_push` from the same nodes; each is (B, B)."""
         s, weight, k = self._path(covariance, 1.0)
-        tangent = centred((tangent + tangent.mT) / 2)
+        value, tangent = rectified(k), centred((tangent + tangent.mT) / 2)
         kt = k @ tangent
         inner = (k * tangent).sum((-2, -1))[:, None, None]
         s = s[:, None, None]
         change = s**2 * kt @ k - s * (kt + kt.mT)
-        total = tangent * rectified_slope(k) + (s**2 / 2) * inner * rectified(k)
-        return len(covariance) * torch.einsum(
-            "s,sij->ij", weight, total + rectified_push(k, change)
-        )
+        total = tangent * rectified_slope(k) + (s**2 / 2) * inner * value
+        parts = torch.stack([value, total + rectified_push(k, change)])
+        moment, pushed = len(covariance) * torch.einsum("s,psij->pij", weight, parts)
+        return moment, pushed
 
     def _path(self, covariance: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
         """Nodes s, weights δ(s) ds and K(s) = S (I + 2sS)⁻¹ of the integrals within a batch."""

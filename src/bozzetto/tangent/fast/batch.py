@@ -41,8 +41,7 @@ def batch_normalised_kernels(
         theta = torch.zeros_like(left)
         for _ in range(depth):
             inner = variance * theta + rate * left
-            theta = phi.within_push(variance * left, inner)
-            left = phi.within(variance * left)
+            left, theta = phi.within_both(variance * left, inner)
         return Kernels(readout * left, readout * theta + last * left)
     right, cross = x2 @ x2.T / x2.shape[1], x @ x2.T / x2.shape[1]
     theta = torch.zeros_like(cross)
