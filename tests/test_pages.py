@@ -109,6 +109,12 @@ def test_the_tables_of_the_readme_say_where_their_numbers_come_from():
     assert unmarked_cells(read(README)) == []
 
 
+def test_the_readme_points_at_files_that_exist():
+    targets = re.findall(r"\]\(([^)]+)\)", read(README))
+    assert targets
+    assert [name for name in targets if not (ROOT / name).is_file()] == []
+
+
 def test_no_mark_of_the_readme_begins_a_line():
     """Markdown would end the paragraph there; the other pages are built without the marks."""
     assert re.findall(r"^\s*<!-- n:", read(README), re.MULTILINE) == []
