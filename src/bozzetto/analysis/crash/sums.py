@@ -112,16 +112,23 @@ def tail(gains: Tensor, rates: Tensor, points: int = 64) -> Tail | None:
     at = torch.arange(points, device=gains.device).expand(len(step), points)
     zero = (-low / step).ceil().long().unsqueeze(1)
     chance = torch.zeros(at.shape, dtype=gains.dtype, device=gains.device).scatter(1, zero, 1.0)
-    held = torch.zeros_like(mean)
+    raised = chance  # after the falls
     for gain, rate in zip(gains / step, rates, strict=True):
-        moved, _, above = _moved(chance, gain, at)
-        chance = chance + rate.unsqueeze(1) * (moved - chance)
-        held = held + rate * above
+        whole = gain.floor()
+        struck, share = rate.unsqueeze(1) * chance, (gain - whole).unsqueeze(1)
+        target = at + whole.long().unsqueeze(1)
+        chance = chance - struck
+        chance.scatter_add_(1, target.clamp(0, points - 1), (1 - share) * struck)
+        chance.scatter_add_(1, (target + 1).clamp(0, points - 1), share * struck)
+        raised = torch.where((gain < 0).unsqueeze(1), chance, raised)
     values = (at - zero) * step.unsqueeze(1)
+    rise = (rates * gains.clamp(min=0)).sum(0)
+    held = ((raised - chance) * values).sum(1) + rise  # what the mean lacks
     room = (values[:, -1] - mean).clamp(min=1e-90)
     squares = torch.minimum(variance + (-room).clamp(min=0) ** 2, fourth / (16 * room**2))
     most = gains.clamp(min=0).sum(0)
-    return Tail(values, chance, held * step, torch.where(values[:, -1] < most, squares, 0.0))
+    squares = torch.where(values[:, -1] < most, squares, 0.0)
+    return Tail(values, chance, held.clamp(min=0), squares)
 
 
 def _moments(gains: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
