@@ -57,6 +57,20 @@ def test_a_fold_is_the_dense_product_and_unfolding_its_adjoint(n: int, k: int, d
     assert_close(unfold(y, signs, dim, bias), up + bias)
 
 
+@paths
+@pytest.mark.usefixtures("forced")
+def test_channels_that_lie_together_stay_together() -> None:
+    signs, last = random_signs(1, 14).double(), torch.channels_last
+    x, y = normal(2, 14, 3, 3), normal(2, 4, 3, 3, seed=1)
+    bias = normal(14).view(-1, 1, 1)
+    for got, want in (
+        (fold(x.contiguous(memory_format=last), signs, 4, 1), fold(x.contiguous(), signs, 4, 1)),
+        (unfold(y.contiguous(memory_format=last), signs, 1, bias), unfold(y, signs, 1, bias)),
+    ):
+        assert_close(got, want)
+        assert got.is_contiguous(memory_format=last)
+
+
 @every_size
 @pytest.mark.parametrize("path", ["blocks"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own

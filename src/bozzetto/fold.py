@@ -46,6 +46,8 @@ def _own_gradient(count: int) -> bool:
 
 
 def _fold(x: Tensor, signs: Tensor, k: int, dim: int) -> Tensor:
+    if _is_last_in_memory(x, dim):
+        return _fold(x.movedim(dim, -1), signs, k, -1).movedim(-1, dim)
     n = len(signs)
     signs = signs if dim == -1 else signs.view(-1, *[1] * (-1 - dim))
     if not torch.compiler.is_compiling() and _in_blocks(x, n, k):
@@ -70,7 +72,15 @@ def _in_blocks(x: Tensor, n: int, k: int) -> bool:
     return many and not (x.requires_grad and torch.is_grad_enabled())
 
 
+def _is_last_in_memory(x: Tensor, dim: int) -> bool:
+    """Whether channels lie together, which the result should keep."""
+    return dim != -1 and not torch.compiler.is_compiling() and x.stride(dim) == 1 < x.stride(-1)
+
+
 def _unfold(y: Tensor, signs: Tensor, dim: int, onto: Tensor | None = None) -> Tensor:
+    if _is_last_in_memory(y, dim):
+        onto = onto if onto is None else onto.movedim(dim, -1)
+        return _unfold(y.movedim(dim, -1), signs, -1, onto).movedim(-1, dim)
     n, k = len(signs), y.shape[dim]
     signs = signs if dim == -1 else signs.view(-1, *[1] * (-1 - dim))
     if k == n:
