@@ -9,7 +9,7 @@ import bozzetto as bz
 from bozzetto.linalg import random_signs
 from bozzetto.maps import linear_map
 from bozzetto.methods import Blocks, Objective
-from bozzetto.nn.blocks import BlockLinear, Isometry, factors
+from bozzetto.nn.blocks import Blocked, BlockLinear, Isometry, factors
 from bozzetto.sketch import make_sketch
 
 SHAPES = pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_sizes_that_save_no_work_are_not_taken_where_work_is_bounded() -> None:
     assert set(quick) < set(every)
     x, before = torch.zeros(1, 64), 64 * 64
     for size in reversed(quick):
-        layer = Blocks().build(m, size, seed=0)
+        layer = Blocks().build(m, size, seed=0).eval()
         with FlopCounterMode(display=False) as counter:
             layer(x)
         assert counter.get_total_flops() < 2 * before
@@ -123,3 +123,42 @@ def test_blocks_train_and_go_through_the_compiler_and_the_exporter() -> None:
     exported = torch.export.export(small, (x,)).module()
     torch.testing.assert_close(exported(x), y)
     torch.testing.assert_close(torch.vmap(small)(x[:, None]), small(x)[:, None])
+
+
+SHAPED = {
+    "linear": (nn.Linear(24, 36), (5, 2, 24)),
+    "padded linear": (nn.Linear(26, 35, bias=False), (26,)),
+    "wide linear": (nn.Linear(150, 160), (3, 150)),
+    "conv": (nn.Conv2d(10, 12, 3, stride=2, padding=1), (2, 10, 7, 7)),
+    "reflecting conv": (nn.Conv1d(8, 12, 3, padding=2, padding_mode="reflect"), (2, 8, 9)),
+    "grouped conv": (nn.Conv2d(12, 16, 3, groups=2, dilation=2, padding="same"), (2, 12, 7, 7)),
+    "transposed conv": (nn.ConvTranspose2d(8, 12, 3, stride=2), (2, 8, 5, 5)),
+}
+
+
+def term(layer: nn.Module) -> Blocked:
+    return next(m for m in layer.modules() if isinstance(m, Blocked))
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_quick_ways_are_the_parts_one_after_the_other(name: str) -> None:
+    dense, shape = SHAPED[name]
+    m = linear_map(dense)
+    layer = Blocks().build(m, Blocks().every_size(m)[-2], seed=2).double()
+    blocked = term(layer)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    (core,), found = blocked.parameters(), {}
+    for training in (True, False):
+        y = blocked.train(training)(x)
+        found[training] = y, *torch.autograd.grad(y.sin().sum(), (x, core))
+    y = nn.Sequential.forward(blocked, x)
+    slow = y, *torch.autograd.grad(y.sin().sum(), (x, core))
+    for way in found.values():
+        torch.testing.assert_close(way, slow, rtol=1e-5, atol=1e-6)
+
+
+def test_the_weight_of_a_layer_is_what_it_applies() -> None:
+    m = linear_map(nn.Conv2d(10, 12, 3, groups=2))
+    layer = Blocks().build(m, 2, seed=1)
+    found = term(layer).weight().reshape(2, 6, -1).double()
+    torch.testing.assert_close(found, Blocks().weight(layer, m), rtol=1e-5, atol=1e-6)

@@ -19,7 +19,7 @@ from bozzetto.methods.method import (
     fresh_variance,
     spread_sizes,
 )
-from bozzetto.nn.blocks import BlockLinear, BlockTable, Isometry, factors
+from bozzetto.nn.blocks import Blocked, BlockLinear, BlockTable, Isometry, factors
 from bozzetto.nn.parts import Down, Sum, Up, map_order, write_weight_
 from bozzetto.ops import Conv, Lookup
 
@@ -82,7 +82,7 @@ class Blocks(Method):
             parts = nn.Sequential(core, last)
         else:
             core = _core(m, down, up)
-            parts = nn.Sequential(Down(down, m.op.dim, g), core, last)
+            parts = Blocked(Down(down, m.op.dim, g), core, last)
         fresh_(core, fresh_variance(m))
         bias = None if m.bias is None else torch.empty_like(m.bias)
         made = Sum(parts, bias=bias, dim=m.op.dim)

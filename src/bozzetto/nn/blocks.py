@@ -1,13 +1,19 @@
 """Block-diagonal cores between two isometries: a sum of terms sketched along both modes at once."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.linalg import random_signs
+from bozzetto.nn.parts import Side
 from bozzetto.sketch import Sketch, balanced_factors, orthogonal
 
-__all__ = ["BlockLinear", "BlockTable", "Isometry"]
+__all__ = ["BlockLinear", "BlockTable", "Blocked", "Isometry"]
+
+# Blocks of fewer channels cost more as blocks than as one dense weight (measured).
+_NARROW = 32
 
 
 class Isometry(Sketch):
@@ -43,13 +49,26 @@ class Isometry(Sketch):
         x = self._checked(x, dim, self.n) * self._signs(x, dim)
         if self.k > self.n:
             x = F.pad(x, (0, 0) * (-1 - dim) + (0, self.k - self.n))
-        return self._mixed(x, dim)
+        return self._mixed(x.unflatten(dim, (self.blocks, -1)), dim - 1).flatten(dim - 1, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Uᵀ y along an axis: (..., l·k, ...) -> (..., n, ...)."""
         dim = dim % y.ndim - y.ndim
-        x = self._mixed(self._checked(y, dim, self.k), dim)
+        folds = self._checked(y, dim, self.k).unflatten(dim, (self.blocks, -1))
+        x = self._mixed(folds, dim - 1).flatten(dim - 1, dim)
         return x.narrow(dim, 0, self.n) * self._signs(y, dim)
+
+    def parts(self, x: Tensor) -> Tensor:
+        """U x of rows, fold by fold: (b, n) -> (l, b, k)."""
+        signed = x * self.signs.to(x.dtype)
+        if self.k > self.n:
+            signed = F.pad(signed, (0, self.k - self.n))
+        return self._mixed(signed.unflatten(1, (self.blocks, -1)).transpose(0, 1), 0)
+
+    def whole(self, y: Tensor) -> Tensor:
+        """Uᵀ y of rows, fold by fold: (l, b, k) -> (b, n)."""
+        x = self._mixed(y, 0).transpose(0, 1).flatten(1)
+        return x.narrow(1, 0, self.n) * self.signs.to(y.dtype)
 
     def dense(self) -> Tensor:
         """U itself, (l·k, n)."""
@@ -73,10 +92,9 @@ class Isometry(Sketch):
         return self.signs.to(x.dtype).view(-1, *[1] * (-1 - dim))
 
     def _mixed(self, x: Tensor, dim: int) -> Tensor:
-        """Q ⊗ I along an axis of length l·k."""
+        """Q along an axis of length l."""
         a, b = len(self.left), len(self.right)
-        y = x.unflatten(dim, (a, b, self.rows)).flatten(dim)  # (..., a, b, k·rest)
-        y = self.right.to(x.dtype) @ y
+        y = self.right.to(x.dtype) @ x.unflatten(dim, (a, b)).flatten(dim % x.ndim + 2)
         if a > 1:
             y = self.left.to(x.dtype) @ y.flatten(-2)
         return y.reshape(x.shape)
@@ -120,6 +138,59 @@ class BlockLinear(nn.Module):
         parts = x.reshape(-1, count, x.shape[-1] // count).transpose(0, 1)  # (l, b, k)
         y = parts @ self.weight.unflatten(0, (count, -1)).mT
         return y.transpose(0, 1).reshape(*lead, self.weight.shape[0])
+
+
+class Blocked(nn.Sequential):
+    """`Down`, a core of l blocks, `Up`: W x, W = √l Σ V_tᵀ S_t U_t, in the order that is quickest.
+
+    Rows stay fold by fold between the isometries. Narrow blocks are trained as one dense weight:
+    a grouped product of few channels takes longer than a dense one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Part by part, or in one of the two shorter ways."""
+        down, core, up = self._parts()
+        u, v = cast(Isometry, down.sketch), cast(Isometry, up.sketch)
+        narrow = min(u.rows, v.rows) < _NARROW
+        if self.training and narrow and not isinstance(core, _TRANSPOSED):
+            return _applied(core, input, self.weight(), down.groups)
+        if isinstance(core, BlockLinear):
+            rows = input.reshape(-1, input.shape[-1])
+            blocks = core.weight.unflatten(0, (core.blocks, -1))
+            y = v.whole(u.parts(rows) @ blocks.mT) * up.scale
+            return y.reshape(*input.shape[:-1], -1)
+        return super().forward(input)
+
+    def weight(self) -> Tensor:
+        """W: (g·m, n per group, *taps), differentiable by the cores."""
+        down, core, up = self._parts()
+        u, v = cast(Isometry, down.sketch), cast(Isometry, up.sketch)
+        own = cast(Tensor, core.weight)
+        cores = own.reshape(down.groups, u.blocks, v.rows, 1, u.rows, -1)
+        spread = cores * u.mix().to(own.dtype).reshape(u.blocks, 1, u.blocks, 1, 1)
+        spread = spread.flatten(3, 4)[..., : u.n, :] * u.signs.to(own.dtype).unsqueeze(-1)
+        whole = v.up(spread.flatten(1, 2), 1) * up.scale  # (g, m, n, taps)
+        return whole.reshape(-1, u.n, *own.shape[2:])
+
+    def _parts(self) -> tuple[Side, nn.Module, Side]:
+        down, core, up = self
+        return cast(Side, down), core, cast(Side, up)
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _applied(core: nn.Module, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """The core's operation with another weight, in so many groups."""
+    if isinstance(core, BlockLinear):
+        return F.linear(x, weight)
+    conv = cast(Any, core)
+    padding = conv.padding
+    if conv.padding_mode != "zeros":
+        x = F.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode)
+        padding = 0
+    apply = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.ndim - 2]
+    return apply(x, weight, None, conv.stride, padding, conv.dilation, groups)
 
 
 class BlockTable(nn.Module):
