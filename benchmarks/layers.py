@@ -4,8 +4,7 @@ A cell is (layer, keep, batch, threads, pass); all its forms are timed in turn. 
 is the larger of its bytes (parameters, buffers, input, output) over the bandwidth of a copy as
 large, and its operations over the rate of a large matrix product, both measured in the same cell;
 three times that for forward and backward. With one thread milliseconds and floors are of processor
-time, which other programs do not add to; with two of the wall's clock. Cells are kept, and SECONDS
-bounds a run.
+time, with two of the wall's clock. Cells are kept, and SECONDS bounds a run.
 """
 
 import os
@@ -253,16 +252,19 @@ def _form(samples: list[Sample], dense: list[Sample], floor: float, clock: str) 
 
 
 def cells() -> Iterator[tuple[str, int, int, int, str]]:
-    """Worth most first."""
-    for threads, mode, keeps in (
-        (1, "forward", (8,)), (1, "both", (8,)), (1, "forward", (4,)), (2, "forward", (8,)),
-        (2, "both", (8,)), (1, "forward", (2, 16)), (1, "both", (4, 2, 16)),
-        (2, "forward", (4, 2, 16)), (2, "both", (4, 2, 16)),
-    ):  # fmt: skip
-        for keep in keeps:
+    """Those that targets are set for first."""
+    linear = (1, 32, 512)
+    named = {"linear 1024": linear, "linear 4096": linear, "conv 256 at 28": (1, 8)}
+    kinds = [
+        (1, "forward", 8), (1, "both", 8), (1, "forward", 4), (2, "forward", 8), (2, "both", 8),
+        *((t, p, k) for p in ("forward", "both") for t in (1, 2) for k in (4, 2, 16)),
+    ]  # fmt: skip
+    for first in (True, False):
+        for threads, mode, keep in dict.fromkeys(kinds):
             for name, case in CASES.items():
                 for batch in case.batches:
-                    yield name, keep, batch, threads, mode
+                    if (batch in named.get(name, ())) is first:
+                        yield name, keep, batch, threads, mode
 
 
 def run() -> Row:
