@@ -52,8 +52,11 @@ def _series(sizes: Sequence[int], make: Callable[[int], Mapping[str, Callable[[]
 
 
 def _forms(n: int, keep: int = 8) -> dict[str, nn.Module]:
+    dense = nn.utils.skip_init(nn.Linear, n, n)  # random numbers would take longer than the rest
+    for p in dense.parameters():
+        nn.init.constant_(p, 0.01)
     return {
-        "dense": nn.Linear(n, n),
+        "dense": dense,
         "fold in": bz.nn.SketchLinear(n, n, n // keep, sides="in"),
         "fold out": bz.nn.SketchLinear(n, n, n // keep, sides="out"),
     }
@@ -214,13 +217,13 @@ def compressed(depth: int) -> Row:
 SERIES: dict[str, Callable[[], Row]] = {
     "planned by counts": planned_by_counts,
     "kept for backward": kept_for_backward,
-    "width": width,
     "batch": batch,
     "rank": rank,
     "depth": depth,
     "compressor over width": compress_width,
     "compressor over depth": compress_depth,
     "compressor over calibration": compress_calibration,
+    "width": width,
     "small checkpoint": partial(checkpoint, 4),
     "checkpoint": checkpoint,
 }
