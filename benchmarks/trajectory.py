@@ -30,7 +30,7 @@ TEST = (
 )
 SEEDS = range(5)
 KINDS: tuple[tj.Kind, ...] = ("joint", "graph", "alone")
-EPOCHS = 6  # over scenes and their mirror images
+EPOCHS = 2  # over scenes and their mirror images
 
 
 def graphs(part: str) -> list[tj.Graph]:
@@ -70,7 +70,7 @@ def kept(file: Path) -> list[tj.Graph]:
 
 def trained(kind: tj.Kind, seed: int) -> tuple[tj.Predictor, float]:
     """A network and the CPU-seconds of its training, from the cache where it is there."""
-    folder = CACHE / f"{kind}-{seed}"
+    folder = CACHE / f"{EPOCHS}-{kind}-{seed}"
     if not (folder / "seconds").exists():
         predictor = tj.fresh(tj.Shape(kind), seed=seed)
         began = time.process_time()
@@ -107,12 +107,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def trajectory() -> dict[str, Any]:
     found = seeds()
+    straight = found["constant velocity"][0].fde()
     rows = []
     for name, scores in found.items():
         row: dict[str, Any] = {"predictor": name, "seeds": len(scores)}
         row |= {f"fde_{s}s": spread([x.fde(s) for x in scores]) for s in tj.HORIZONS}
         row |= {f"ade_{s}s": spread([x.ade(s) for x in scores]) for s in tj.HORIZONS}
         row |= {f"fde_{part}": spread([x.fde(5, part) for x in scores]) for part in tj.SUBSETS}
+        row["of_constant_velocity"] = spread([x.fde() / straight for x in scores])
         row["missed"] = spread([float((x.errors[:, -1] > tj.MISS).float().mean()) for x in scores])
         row["along"] = spread([float(x.along.abs().mean()) for x in scores])
         row["across"] = spread([float(x.across.abs().mean()) for x in scores])
@@ -131,7 +133,8 @@ def trajectory() -> dict[str, Any]:
         for kind in KINDS
     ]
     counts = {part: int(x.sum()) for part, x in found["joint"][0].subsets.items()}
-    return {"test": list(TEST), "agents": counts, "rows": rows, "paired": tests, "cost": cost}
+    head = {"test": list(TEST), "epochs": EPOCHS, "agents": counts}
+    return head | {"rows": rows, "paired": tests, "cost": cost}
 
 
 def _paired(found: dict[str, list[tj.Scores]], better: str, worse: str) -> dict[str, Any]:

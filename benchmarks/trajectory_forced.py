@@ -1,7 +1,7 @@
 """The simulation study: what forced modes do to paths, on real roads and at simulated junctions.
 
 Real: networks and held-out scenes of trajectory.py. Simulated: networks of their own, trained on
-SUMO's junctions and merges (`pip install "bozzetto[sumo]"`), judged on traffic of other seeds.
+SUMO's junctions with priority (`pip install "bozzetto[sumo]"`), judged on traffic of other seeds.
 """
 
 import tempfile
@@ -17,15 +17,17 @@ from bozzetto import trajectory as tj
 from bozzetto.trajectory.page import world
 from trajectory import CACHE, SEEDS, graphs, keep, kept, network, oracle, spread, trained
 
-SECONDS = 240  # of simulated traffic, for each layout and seed
+SECONDS = 240  # of simulated traffic, for each seed
+CROSSING = 0.7  # cosine of the angle between headings, below which two cross
+TOLD = 0.8  # chance of a mode to be told in training, at junctions
 OPEN = 0.1  # probability of both orders from which a pair counts as open
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {tj.GOING: "#2f6f8f", tj.YIELDING: "#c2571a"}
 
 
 def simulated(part: str) -> list[tj.Graph]:
-    """Of "train" (three seeds and mirror images) or "test" (another seed), a scene every 2 s."""
-    file = CACHE / f"simulated-{part}.safetensors"
+    """Of "train" (six seeds, and mirror images) or "test" (three other seeds)."""
+    file = CACHE / f"junctions-{part}.safetensors"
     if not file.exists():
         keep(file, [tj.graph_of(scene) for scene in scenes(part)])
     return kept(file)
@@ -33,27 +35,25 @@ def simulated(part: str) -> list[tj.Graph]:
 
 def scenes(part: str) -> list[tj.Scene]:
     made: list[tj.Scene] = []
+    seeds, every = (range(6), 1.0) if part == "train" else (range(6, 9), 2.0)
     with tempfile.TemporaryDirectory() as folder:
-        for layout in ("priority", "merge"):
-            for seed in range(3) if part == "train" else [3]:
-                place = Path(folder) / f"{layout}-{seed}"
-                recording = tj.simulate(place, layout, seconds=SECONDS, seed=seed)
-                made += tj.scenes_of([recording], every=2.0)
+        for seed in seeds:
+            recording = tj.simulate(Path(folder) / str(seed), seconds=SECONDS, seed=seed)
+            made += tj.scenes_of([recording], every=every)
     return made + ([tj.mirrored(scene) for scene in made] if part == "train" else [])
 
 
 def _measured(
-    networks: Sequence[tj.Predictor], judge: list[tj.Graph], every: int
+    networks: Sequence[tj.Predictor], judge: list[tj.Graph], every: int, cosine: float
 ) -> tuple[dict[str, Any], list[tj.Forced]]:
     whole = list(tj.batched(judge, 16))
     own = [tj.score(network(p), whole) for p in networks]
     known = [tj.score(oracle(p), whole, modes=False) for p in networks]
-    found = [tj.study(p, judge[::every], most=10_000) for p in networks]
+    found = [tj.study(p, judge[::every], most=10_000, cosine=cosine) for p in networks]
     rows = [
         {
             "forced": mode,
             "travelled": spread([float(f.travelled[:, m].mean()) for f in found]),
-            "travelled_open": spread([float(f.travelled[f.open(OPEN), m].mean()) for f in found]),
             "shift_at_5s": spread([float(f.shift[:, m, -1].mean()) for f in found]),
         }
         for m, mode in enumerate(tj.MODES)
@@ -62,7 +62,8 @@ def _measured(
         "pairs": len(found[0].travelled),
         "open": [int(f.open(OPEN).sum()) for f in found],
         "sensible": spread([f.sensible() for f in found]),
-        "sensible_open": spread([f.sensible(OPEN) for f in found]),
+        "sensible_where_it_went": spread([f.sensible(f.labels == tj.GOING) for f in found]),
+        "sensible_where_it_yielded": spread([f.sensible(f.labels == tj.YIELDING) for f in found]),
         "fde": spread([s.fde() for s in own]),
         "fde_true_modes": spread([s.fde() for s in known]),
         "macro_f1": spread([s.macro_f1 for s in own]),
@@ -74,19 +75,18 @@ def _measured(
 def forced() -> dict[str, Any]:
     """Each mode forced on every pair that met, in turn; the seeds' spread; two pictures."""
     real = [trained("joint", seed)[0] for seed in SEEDS]
-    recipe = replace(tj.RECIPE, epochs=10)
-    junctions = [_of_junctions(seed, recipe) for seed in range(3)]
-    on_roads, roads = _measured(real, graphs("test"), 8)
-    at_junctions, crossings = _measured(junctions, simulated("test"), 2)
+    junctions = [_of_junctions(seed) for seed in range(2)]
+    on_roads, roads = _measured(real, graphs("test"), 16, 1.0)
+    at_junctions, crossings = _measured(junctions, simulated("test"), 1, CROSSING)
     _picture(roads[0], crossings[0], junctions[0])
     return {"open_from": OPEN, "real": on_roads, "simulated": at_junctions, "rows": []}
 
 
-def _of_junctions(seed: int, recipe: Any) -> tj.Predictor:
-    folder = CACHE / f"simulated-{seed}"
+def _of_junctions(seed: int) -> tj.Predictor:
+    folder = CACHE / f"junctions-{seed}"
     if not folder.exists():
         predictor = tj.fresh(seed=seed)
-        tj.fit(predictor, simulated("train"), replace(recipe, seed=seed))
+        tj.fit(predictor, simulated("train"), replace(tj.RECIPE, epochs=6, seed=seed), told=TOLD)
         tj.save_predictor(folder, predictor)
     return tj.load_predictor(folder)
 
@@ -108,20 +108,20 @@ def _picture(roads: tj.Forced, crossings: tj.Forced, predictor: tj.Predictor) ->
 
 
 def _pair(ax: Any, predictor: tj.Predictor) -> None:
-    """The open crossing pair of the held-out traffic in which the modes differ most."""
+    """The crossing pair of the held-out traffic in which the modes differ most."""
     best: tuple[float, tj.Graph, int] | None = None
     for graph in simulated("test"):
         with torch.no_grad():
             chances = predictor(*graph.inputs).logits.softmax(-1)
-        turned = (graph.pose[graph.source, 2] - graph.pose[graph.target, 2]).cos().abs() < 0.5
-        either = chances[:, [tj.GOING, tj.YIELDING]].amin(1) > OPEN
-        for edge in (turned & either).nonzero().flatten().tolist():
+        turned = (graph.pose[graph.source, 2] - graph.pose[graph.target, 2]).cos() < CROSSING
+        meets = chances[:, tj.IGNORING] < 1 - OPEN
+        for edge in (turned & meets).nonzero().flatten().tolist():
             ends = [_told(predictor, graph, edge, mode)[:, -1] for mode in COLOURS]
             apart = float(np.hypot(*(ends[0] - ends[1])[graph.target[edge]]))
             if best is None or apart > best[0]:
                 best = apart, graph, edge
     if best is None:
-        raise ValueError("no simulated pair crosses with an open order")
+        raise ValueError("no simulated pair crosses and meets")
     _, graph, edge = best
     pair = {"target": int(graph.target[edge]), "source": int(graph.source[edge])}
     for mode, colour in COLOURS.items():
@@ -133,7 +133,7 @@ def _pair(ax: Any, predictor: tj.Predictor) -> None:
     for n in pair.values():
         ax.plot(*graph.pose[n, :2], "k^")
     ax.set_aspect("equal", "datalim")
-    ax.set_title("one open pair at a junction, metres")
+    ax.set_title("one pair at a junction, metres")
     ax.legend(fontsize=7)
 
 

@@ -66,7 +66,18 @@ def test_the_study_measures_every_mode_of_every_pair():
 def test_sensible_is_the_share_of_pairs_that_come_less_far_when_they_yield():
     travelled = torch.tensor([[5.0, 6.0, 4.0], [5.0, 6.0, 7.0], [5.0, 6.0, 5.9], [5.0, 6.0, 6.1]])
     own = torch.tensor([[0.2, 0.4, 0.4], [0.2, 0.7, 0.1], [0.9, 0.05, 0.05], [0.0, 1.0, 0.0]])
-    found = Forced(travelled, torch.zeros(4, 3, 25), own)
+    found = Forced(travelled, torch.zeros(4, 3, 25), own, torch.tensor([1, 2, 1, 2]))
     assert found.open(0.1).tolist() == [True, True, False, False]
-    assert [found.sensible(least) for least in (0.0, 0.1, 0.3)] == [0.5, 0.5, 1.0]
-    assert math.isnan(found.sensible(0.5))
+    assert [found.sensible(c) for c in (None, found.open(0.3), found.labels == 2)] == [
+        0.5,
+        1.0,
+        0.0,
+    ]
+    assert math.isnan(found.sensible(found.open(0.5)))
+
+
+def test_the_study_may_be_of_pairs_that_cross_only():
+    follows = [straight("a", (0, 0), (10, 0)), straight("b", (12, 0), (10, 0))]
+    graphs = [graph_of(crossing()), graph_of(scene_of(*follows))]
+    network = fresh(Shape(width=16)).eval()
+    assert [len(study(network, graphs, cosine=c).labels) for c in (1.0, 0.7)] == [4, 2]

@@ -42,22 +42,24 @@ class Forced:
         shift: of the target's path against its own prediction, by time; (p, 3, FUTURE), metres
             along its way: negative is later.
         own: what the network itself thinks of the pair's modes, probabilities; (p, 3).
+        labels: the modes that the pairs had; (p,).
     """
 
     travelled: Tensor
     shift: Tensor
     own: Tensor
+    labels: Tensor
 
     def open(self, least: float = 0.1) -> Tensor:
         """Which pairs could have either order: the network gives both that probability; (p,)."""
         return self.own[:, [GOING, YIELDING]].amin(1) >= least
 
-    def sensible(self, least: float = 0.0) -> float:
-        """Share of open pairs whose target comes less far when it yields than when it goes.
+    def sensible(self, chosen: Tensor | None = None) -> float:
+        """Share of pairs, (p,), whose target comes less far when it yields than when it goes.
 
-        NaN where no pair is open.
+        NaN where none is chosen; all by default.
         """
-        chosen = self.travelled[self.open(least)]
+        chosen = self.travelled if chosen is None else self.travelled[chosen]
         return float((chosen[:, YIELDING] < chosen[:, GOING]).double().mean())
 
     def rows(self) -> list[dict[str, object]]:
@@ -82,8 +84,16 @@ class Forced:
         ax.legend()
 
 
-def study(predictor: Predictor, graphs: Iterable[Graph], *, most: int = 500) -> Forced:
+def study(
+    predictor: Predictor, graphs: Iterable[Graph], *, most: int = 500, cosine: float = 1.0
+) -> Forced:
     """Force each mode on pairs that were labelled going or yielding, one at a time.
+
+    Args:
+        predictor: a joint one.
+        graphs: with labels.
+        most: pairs.
+        cosine: of the angle between headings, at most: 0.7 leaves pairs that cross.
 
     Raises:
         ValueError: if the network knows no modes, or no pair met.
@@ -93,8 +103,10 @@ def study(predictor: Predictor, graphs: Iterable[Graph], *, most: int = 500) -> 
     travelled: list[Tensor] = []
     shift: list[Tensor] = []
     chances: list[Tensor] = []
+    labels: list[Tensor] = []
     for graph in graphs:
         met = (graph.modes == GOING) | (graph.modes == YIELDING)
+        met &= (graph.pose[graph.source, 2] - graph.pose[graph.target, 2]).cos() <= cosine
         with torch.no_grad():
             own = predictor(*graph.inputs)
         for edge in met.nonzero().flatten().tolist()[: most - len(travelled)]:
@@ -104,9 +116,11 @@ def study(predictor: Predictor, graphs: Iterable[Graph], *, most: int = 500) -> 
             travelled.append(_lengths(paths)[:, -1])
             shift.append(_lengths(paths) - _lengths(own.paths[i][None]))
             chances.append(own.logits[edge].softmax(-1))
+            labels.append(graph.modes[edge])
     if not travelled:
         raise ValueError("forcing needs pairs that go or yield; there are none")
-    return Forced(torch.stack(travelled), torch.stack(shift), torch.stack(chances))
+    columns = (travelled, shift, chances, labels)
+    return Forced(*(torch.stack(column) for column in columns))
 
 
 def _lengths(paths: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ def fit(
     recipe: bz.Recipe = RECIPE,
     *,
     size: int = SIZE,
+    told: float = TOLD,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Any:
     """Train a network in place, first on scenes without edges, then on half of the edges.
@@ -125,6 +126,7 @@ def fit(
         recipe: its loss is replaced by `Loss`, weighted by how often each mode occurs; its schedule
             starts again when agents come together.
         size: scenes in a batch.
+        told: as of `batches`, for joint networks: the more, the more paths follow given modes.
         callbacks: as of `bozzetto.train`.
 
     Returns:
@@ -143,7 +145,7 @@ def fit(
         begin = replace(recipe, epochs=first, loss=Loss(share=0.0))
         bz.train(predictor, loader, begin, callbacks=callbacks)
     loss = Loss(class_weights(graphs), 0.5 if joint else 0.0)
-    told = TOLD if joint else 0.0
+    told = told if joint else 0.0
     loader = batches(graphs, size=size, seed=recipe.seed, edges=EDGES, told=told)
     rest = replace(recipe, epochs=recipe.epochs - first, loss=loss)
     return bz.train(predictor, loader, rest, callbacks=callbacks)
