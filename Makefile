@@ -66,6 +66,7 @@ $(VENV)-lowest/with-all: pyproject.toml constraints.txt .ci/lowest.py
 
 compat: $(VENV)-compat/with-all ## compress networks of torchvision, timm and transformers (6 GB, slow)
 	$(VENV)-compat/bin/python benchmarks/run.py compat
+	$(VENV)-compat/bin/python benchmarks/compat_page.py
 
 $(VENV)-compat/with-all: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-compat

@@ -58,9 +58,9 @@ def judged(name: str) -> Row:
 def _steps(name: str) -> Iterator[tuple[str, Any]]:
     with seeded(0, torch.device("cpu")):
         model, batch = NETWORKS[name]()
-    config = getattr(model, "config", None)
-    if hasattr(config, "use_cache"):
-        config.use_cache = False  # a cache is no output to compare
+    for module in model.modules():  # an encoder and a decoder have their own
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False  # a cache is no output to compare
     model.eval()
     yield "params", sum(p.numel() for p in model.parameters())
     small, plan = bz.compress(model, KEEP, [batch])
@@ -105,14 +105,21 @@ def compat() -> dict[str, Any]:
     from run import write
 
     chosen = os.environ.get("NETWORKS", "").split()
-    rows: list[Row] = []
+    rows: dict[str, Row | None] = {}
     for name in NETWORKS:
-        wanted = not chosen or any(part in name for part in chosen)
-        if (row := row_of(name, wanted)) is not None:
-            rows.append(row)
-            print(row, flush=True)
-            write("compat", {"keep": KEEP, "versions": versions(), "rows": rows})
-    return {"keep": KEEP, "versions": versions(), "rows": rows}
+        rows[name] = row_of(name, not chosen or any(part in name for part in chosen))
+        print(rows[name], flush=True)
+        write("compat", _result(rows))
+    return _result(rows)
+
+
+def _result(rows: dict[str, Row | None]) -> dict[str, Any]:
+    return {
+        "keep": KEEP,
+        "versions": versions(),
+        "rows": [row for row in rows.values() if row],
+        "missing": [name for name in NETWORKS if not rows.get(name)],
+    }
 
 
 BENCHMARKS = {"compat": compat}

@@ -28,9 +28,9 @@ def table(result: dict[str, Any]) -> str:
         for row in result["rows"]
         if "reason" in row
     ]
-    return "\n\n".join(
-        [text, f"Measured with {versions}.", *(["\n".join(failed)] if failed else [])]
-    )
+    missing = ", ".join(result["missing"])
+    parts = [text, f"Measured with {versions}.", "\n".join(failed)]
+    return "\n\n".join(filter(None, [*parts, missing and f"Not measured yet: {missing}."]))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

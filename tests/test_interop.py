@@ -1,6 +1,6 @@
 """Small networks under other libraries: torchao, PEFT, OpenVINO, torch.compile.
 
-`make compat` runs these too, where all of the libraries are; here each is skipped if it is missing.
+Each is skipped where its library is missing: pip install torchao peft openvino transformers.
 """
 
 import copy
