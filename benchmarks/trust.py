@@ -8,6 +8,8 @@ benchmarks/cache/trust/NAME.jsonl, one line a chunk.
 """
 
 import json
+import os
+import subprocess
 import sys
 import time
 import warnings
@@ -19,10 +21,13 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CACHE = HERE / "cache" / "trust"
-sys.path.insert(0, str(HERE.parent / "tests" / "trust"))
+TESTS = HERE.parent / "tests" / "trust"
+sys.path.insert(0, str(TESTS))
 
 Row = dict[str, Any]
-FUZZ_CHUNK, FUZZ_CHUNKS, ARGUMENT_CHUNKS = 500, 12, 5  # inputs; chunks of a reader
+FUZZ_CHUNK, FUZZ_CHUNKS = 500, 5  # inputs; chunks of a reader
+QUICK, MORE = ("plan", "recipe", "budget", "shard", "checkpoint"), 10  # readers that get more
+KILLS, KILL_CHUNKS, CASES = 40, 5, 1000
 
 
 def fuzz_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -36,19 +41,65 @@ def fuzz_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
 
     for seed in range(100, 100 + FUZZ_CHUNKS):
         for name in STRANGERS:
-            yield (
-                f"{name}/{seed}",
-                lambda name=name, seed=seed: row(name, fuzz(name, FUZZ_CHUNK, seed)),
-            )
-        if seed < 100 + ARGUMENT_CHUNKS:
-            yield (
-                f"arguments/{seed}",
-                lambda seed=seed: row("arguments", fuzz_arguments(FUZZ_CHUNK, seed)),
-            )
+            inputs = FUZZ_CHUNK * (MORE if name in QUICK and seed > 100 else 1)
+            yield f"{name}/{seed}/{inputs}", lambda n=name, s=seed, i=inputs: row(n, fuzz(n, i, s))
+    yield "arguments/100/500", lambda: row("arguments", fuzz_arguments(FUZZ_CHUNK, 100))
+
+
+def kill_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Jobs that die, in a process of their own a chunk."""
+
+    def run(seed: int) -> Row:
+        command = [sys.executable, str(TESTS / "kills.py"), str(KILLS), str(seed)]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        told = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+        found = json.loads(told)
+        faults = {"faults": len(found["faults"]), "which": found["faults"]}
+        return {"job": "all stages", "ended": found["finished"]} | found["kills"] | faults
+
+    for seed in range(KILL_CHUNKS):
+        yield str(seed), lambda seed=seed: run(seed)
+
+
+def property_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Promises on drawn networks."""
+    from promises import case, keep_promises
+
+    def run(seeds: range) -> Row:
+        row: Row = {"suite": "promises", "kept": 0, "refused": 0, "faults": 0, "which": []}
+        for seed in seeds:
+            try:
+                row[keep_promises(seed)[0]] += 1
+            except Exception as error:
+                row["faults"] += 1
+                told = f"{type(error).__name__}: {error!s:.300}"
+                row["which"].append(f"{seed} {case(seed).way}: {told}")
+        return row
+
+    for start in range(1000, 1000 + CASES, 50):
+        yield str(start), lambda start=start: run(range(start, start + 50))
+
+
+def load_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Many networks in a row, a very large plan, a soak; each in a process of its own."""
+
+    def run(what: str) -> Row:
+        command = [sys.executable, str(TESTS / "loads.py"), what]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        told = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+        return {"load": what} | json.loads(told)
+
+    for what in ("row", "plan", "soak", "outliers"):
+        yield what, lambda what=what: run(what)
 
 
 Chunks = Callable[[], Iterator[tuple[str, Callable[[], Row]]]]
-CHUNKS: dict[str, tuple[Chunks, str]] = {"trust-fuzz": (fuzz_chunks, "reader")}
+CHUNKS: dict[str, tuple[Chunks, str]] = {
+    "trust-fuzz": (fuzz_chunks, "reader"),
+    "trust-kills": (kill_chunks, "job"),
+    "trust-properties": (property_chunks, "suite"),
+    "trust-load": (load_chunks, "load"),
+}
 
 
 def work(name: str, seconds: float = inf) -> list[Row]:
@@ -79,18 +130,19 @@ def summed(rows: list[Row], by: str) -> list[Row]:
     return list(found.values())
 
 
-def result(name: str) -> Row:
-    """All chunks, added up."""
-    rows = summed(work(name), CHUNKS[name][1])
+def result(name: str, seconds: float = inf) -> Row:
+    """All chunks, or those done when the time is over, added up."""
+    rows = summed(work(name, seconds), CHUNKS[name][1])
     numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
     return {"total": {key: sum(row.get(key, 0) for row in rows) for key in sorted(numbers)}} | {
         "rows": rows
     }
 
 
-BENCHMARKS = {name: lambda name=name: result(name) for name in CHUNKS}
+# TRUST_SECONDS: an end to the work, after which the result is of what was done.
+LIMIT = float(os.environ.get("TRUST_SECONDS", "inf"))
+BENCHMARKS = {name: lambda name=name: result(name, LIMIT) for name in CHUNKS}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    made = work(sys.argv[1], float(sys.argv[2]))
-    print(json.dumps(summed(made, CHUNKS[sys.argv[1]][1]), indent=1))
+    print(json.dumps(result(sys.argv[1], float(sys.argv[2])), indent=1))

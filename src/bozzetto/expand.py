@@ -4,7 +4,9 @@ import copy
 from collections import Counter
 from collections.abc import Collection
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bozzetto import composite, hf
 from bozzetto.maps import expand_one
@@ -23,10 +25,20 @@ def expand(model: nn.Module, needed: Collection[str] | None = None) -> nn.Module
             None rewrites all.
 
     Raises:
-        TypeError: for what is not a torch module.
+        TypeError: for what is not a torch module, or was scripted or traced.
+        ValueError: for lazy layers that saw no batch yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model is a torch.nn.Module; got {type(model).__name__}")
+    if fixed := [
+        name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)
+    ]:
+        raise TypeError(
+            f"what was scripted or traced cannot be rewritten: give the model that it was made of; "
+            f"got such modules at {fixed[:5]}"
+        )
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise ValueError(f"lazy layers need to see a batch first: call the model once; {lazy[:5]}")
     hf.register()
     model = _copy(model)
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)

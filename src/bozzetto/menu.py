@@ -168,7 +168,8 @@ def menu(
         else:
             candidates += _timed(found, site, stats, times) if timed else found
     if not candidates:
-        raise ValueError(f"nothing to compress: needed a layer with a smaller form; got {dense}")
+        got = dense or sorted({f"{type(m).__module__}.{type(m).__name__}" for m in model.modules()})
+        raise ValueError(f"nothing to compress: needed a layer with a smaller form; got {got}")
     target = _whole(expanded, candidates, batch)
     if timed:
         target |= {"latency": time_models({"target": expanded}, batch)["target"]}

@@ -123,6 +123,11 @@ def chunks(x: Tensor, op: Op) -> Iterator[Tensor]:
     yield from x.split(max(1, _CHUNK // max(1, wide)))
 
 
+def _finite(x: Tensor) -> bool:
+    """Whether all values are; what is on the meta device has none."""
+    return x.is_meta or bool(x.isfinite().all())
+
+
 def layer_maps(model: nn.Module) -> dict[str, LinearMap]:
     """Every module that is a linear map, by its first path."""
     found = {}
@@ -150,10 +155,13 @@ def collect(
         {path: Stats} of the layers that were reached.
 
     Raises:
-        ValueError: for no batches, or a NaN or infinite value (naming batch and layer).
+        ValueError: for no batches, a NaN or infinite value (naming batch and layer), or weights
+            that are not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
         model = expand(model).eval()
+        if wrong := [n for n, p in model.named_parameters() if not _finite(p)]:
+            raise ValueError(f"a target needs finite weights; {wrong[:5]} have NaN or infinity")
         for p in model.parameters():
             p.requires_grad_(p.is_floating_point())
         meters = {path: _Meter.of(m) for path, m in layer_maps(model).items()}

@@ -111,27 +111,23 @@ def test_the_number_of_threads_does_not_matter() -> None:
 
 def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     """Bit for bit, with another seed of Python's hashes."""
-    seeds = [s for s in range(40) if case(s).way in ("hybrid", "auto", "sketch")][:3]
+    seeds = [s for s in range(40) if case(s).way in ("hybrid", "auto", "sketch")][:2]
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from promises import Case, case, make\n"
+        "from promises import case, make\n"
         "from safetensors.torch import save_file\n"
-        f"for s in {seeds}:\n"
-        "    try: small, plan = make(case(s))\n"
-        "    except ValueError: continue\n"
+        f"for seed in {seeds}:\n"
+        "    small, plan = make(case(seed))\n"
         "    state = {n: v.clone() for n, v in small.state_dict().items()}\n"
-        f"    save_file(state, {str(tmp_path)!r} + f'/{{s}}', metadata={{'plan': plan.to_json()}})\n"
+        "    save_file(state, f'{sys.argv[1]}/{seed}', metadata={'plan': plan.to_json()})\n"
     )
     for hashes in ("1", "2"):
-        run = [sys.executable, "-c", code]
-        env = {"PYTHONHASHSEED": hashes, "OMP_NUM_THREADS": "1", "PATH": ""}
         (tmp_path / hashes).mkdir()
-        here = [run[0], "-c", code.replace(str(tmp_path), str(tmp_path / hashes))]
-        subprocess.run(here, check=True, cwd=Path(__file__).parent, env=env)
-    first = sorted((tmp_path / "1").iterdir())
-    assert first
-    for file in first:
-        assert_same_files(file, tmp_path / "2" / file.name)
+        env = {"PYTHONHASHSEED": hashes, "OMP_NUM_THREADS": "1", "PATH": ""}
+        command = [sys.executable, "-c", code, str(tmp_path / hashes)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parent, env=env)
+    for seed in seeds:
+        assert_same_files(tmp_path / "1" / str(seed), tmp_path / "2" / str(seed))
 
 
 def assert_same_files(one: Path, other: Path) -> None:
