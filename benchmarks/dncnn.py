@@ -76,11 +76,11 @@ def case() -> Case:
 
     peers = ("plain SVD", "whitened SVD", "weight Tucker", "unbiased estimate")
     return Case(
-        "dncnn-set12", model, ["*"], list(seen[:24].split(8)), metric, "PSNR dB",
+        "dncnn-set12", model, ["*"], list(seen[:8].split(4)), metric, "PSNR dB",
         (0.5, 0.25, 0.125), peers, tune,
         [(m, k) for k in (0.25, 0.125) for m in (OURS, "whitened SVD", "weight Tucker")],
         bounds=(),  # all layers run at one resolution: values and multiply-adds are kept alike
-        notes={"calibration": 24, "patch": 48, "tuning": "2 epochs of 512 patches"},
+        notes={"calibration": 8, "patch": 48, "tuning": "2 epochs of 512 patches"},
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Does the predicted effect of shrinking a layer tell the loss that it really costs?
 
-One layer at a time becomes smaller, nothing is refitted; the prediction is what the plan adds up.
+One layer at a time becomes smaller, nothing is refitted. "predicted" is what the plan adds up,
+"scaled" the same after `Survey.measured`, on calibration data; what it really costs is measured on
+other data.
 MiniLM needs what `minilm.py` needs.
 """
 
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 
 import bozzetto as bz
 from bozzetto.batches import call
-from bozzetto.menu import Candidate, Menu, menu
+from bozzetto.compress import survey
+from bozzetto.menu import Candidate, Menu
 from bozzetto.plan import Plan
 from cifar import batches, images
 from cifar_resnet import case as resnet_case
@@ -42,22 +45,31 @@ def single(made: Menu, fraction: float) -> Iterator[Candidate]:
 def agreement(case: Case, losses: Losses, fractions: Sequence[float]) -> dict[str, Any]:
     """Predicted and measured, layer by layer, and Spearman's correlation with its interval."""
     torch.set_num_threads(int(os.environ.get("THREADS", "2")))
-    stats = bz.collect(case.model, case.calibration)
-    made = menu(case.model, stats, layers=case.layers, batch=case.calibration[0])
+    surveyed = survey(case.model, case.calibration, layers=case.layers)
+    scaled = scales(surveyed.menu, surveyed.measured().menu)
     base, rows = losses(case.model), []
     for fraction in fractions:
-        for found in single(made, fraction):
+        for found in single(surveyed.menu, fraction):
             assert found.choice is not None
-            small = bz.rebuild(case.model, Plan({found.site: found.choice}, {}), stats)
+            small = bz.rebuild(case.model, Plan({found.site: found.choice}, {}), surveyed.stats)
             measured = {name: value - base[name] for name, value in losses(small).items()}
-            rows.append(
-                {"layer": found.site, "fraction": fraction, "predicted": found.impact} | measured
-            )
-    points = {name: np.array([row[name] for row in rows]) for name in ("predicted", *base)}
+            told = {"predicted": found.impact, "scaled": found.impact * scaled[found.site]}
+            rows.append({"layer": found.site, "fraction": fraction} | told | measured)
+    return {"rows": rows, "points": len(rows)} | correlations(rows, list(base))
+
+
+def scales(before: Menu, after: Menu) -> dict[str, float]:
+    """By what the measured effects multiplied each layer's impacts."""
+    pairs = zip(before.candidates, after.candidates, strict=True)
+    return {c.site: d.impact / c.impact for c, d in pairs if c.impact > 0}
+
+
+def correlations(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Of both predictions with each measure."""
+    points = {key: np.array([row[key] for row in rows]) for key in ("predicted", "scaled", *names)}
     return {
-        "rows": rows,
-        "points": len(rows),
-        "spearman": {name: correlation(points["predicted"], points[name]) for name in base},
+        place: {name: correlation(points[key], points[name]) for name in names}
+        for place, key in (("spearman", "predicted"), ("spearman_scaled", "scaled"))
     }
 
 
@@ -105,7 +117,7 @@ def minilm() -> dict[str, Any]:
 
     def losses(model: nn.Module) -> dict[str, float]:
         change = (_outputs(model, data) - target).square().sum(1).mean()
-        return {"squared distance": float(change)}
+        return {"squared_distance": float(change)}
 
     return agreement(case, losses, FRACTIONS[:2])
 
