@@ -283,13 +283,25 @@ def fewest(net, x, layer):
 
 def test_tolerance_lies_between_the_certified_and_the_adversary():
     net, x = mlp(4, 7, 5, 3), random(6, 4)
-    found = tolerance(net, x, "1", orders=20)
+    found = tolerance(net, x, "1", orders=20, patterns=1)
     truth = torch.tensor([fewest(net, row, 1) for row in x.split(1)])
     assert (found.certified <= truth).all()
     assert (truth <= found.greedy).all()
     assert (truth <= found.random).all()
     assert (found.certified < 7).any()
     assert found.width == 7
+
+
+@pytest.mark.parametrize(("patterns", "order"), [(128, 7), (29, 2)])
+def test_tolerance_is_exact_as_far_as_all_patterns_are_run(patterns, order):
+    net, x = mlp(4, 7, 3), 4 * random(6, 4)
+    found = tolerance(net, x, "1", orders=2, patterns=patterns)
+    truth = torch.tensor([fewest(net, row, 1) for row in x.split(1)])
+    near = truth < order
+    torch.testing.assert_close(found.certified[near], truth[near])
+    assert (found.certified[~near] >= order).all()
+    assert (found.certified <= truth).all()
+    assert near.any()
 
 
 def test_tolerance_is_exact_where_the_rest_is_linear_and_two_classes_compete():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bozzetto.analysis.crash.bound import crash_bound
 from bozzetto.analysis.crash.critical import dead
 from bozzetto.analysis.crash.faulty import FaultySites
+from bozzetto.analysis.crash.subsets import order_within, patterns_up_to
 from bozzetto.linalg import derive_seed
 
 
@@ -16,9 +17,9 @@ from bozzetto.linalg import derive_seed
 class Tolerance:
     """Crashes in one layer that leave an input's prediction, per input (b,).
 
-    `certified`: any choice of so many is proved harmless. `greedy`: an adversary that always kills
-    the neuron that hurts most needs one more. `random`: so many random crashes were harmless on
-    average over orders. So certified ≤ the truth ≤ greedy.
+    `certified`: any choice of so many is harmless, by a bound or because all were run. `greedy`: an
+    adversary that always kills the neuron that hurts most needs one more. `random`: so many random
+    crashes were harmless on average over orders. So certified ≤ the truth ≤ greedy.
     """
 
     layer: str
@@ -75,6 +76,7 @@ def tolerance(
     layer: str,
     *,
     orders: int = 64,
+    patterns: int = 4096,
     seed: int = 0,
     rows: int = 4096,
 ) -> Tolerance:
@@ -85,6 +87,7 @@ def tolerance(
         x: inputs.
         layer: the name of the call whose outputs crash.
         orders: how many random orders of crashes to try.
+        patterns: how many patterns of few crashes may be run to certify them.
         seed: of the orders.
         rows: how many crash patterns × inputs to run at once.
 
@@ -102,7 +105,8 @@ def tolerance(
         runs = _Runs(sites, x, name, shape, rows)
         greedy = torch.tensor([runs.greedy(i) for i in range(len(x))])
         random = torch.stack([runs.in_order(derive_seed(seed, i)) for i in range(orders)])
-    certified = _certified(model, x, layer, shape.numel(), output)
+        few = runs.few(patterns)
+    certified = torch.maximum(few, _certified(model, x, layer, shape.numel(), output))
     return Tolerance(layer, shape.numel(), certified, greedy, random.double().mean(0))
 
 
@@ -156,6 +160,15 @@ class _Runs:
             if margin.min() <= 0:
                 return survived
         return width
+
+    def few(self, patterns: int) -> Tensor:
+        """Crashes survived by every input, as far as all choices of so many can be run, (b,)."""
+        width = self.shape.numel()
+        k = order_within(width, patterns)
+        alive = patterns_up_to(width, k).to(self.x.device)
+        choice = self.outputs(self.x, alive).argmax(2)  # (patterns, b)
+        crashed = (~alive).sum(1, keepdim=True)
+        return torch.where(choice != choice[0], crashed, k + 1).amin(0).cpu() - 1
 
     def in_order(self, seed: int) -> Tensor:
         """Crashes survived by every input when neurons die in one random order, (b,)."""
