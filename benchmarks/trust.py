@@ -37,7 +37,8 @@ def fuzz_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
 
     def row(reader: str, tally: Tally) -> Row:
         faults = {"faults": len(tally.faults), "which": tally.faults[:20]}
-        return {"reader": reader, "read": tally.accepted, "refused": tally.refused} | faults
+        ends = {"inputs": tally.inputs, "read": tally.accepted, "refused": tally.refused}
+        return {"reader": reader} | ends | faults
 
     for seed in range(100, 100 + FUZZ_CHUNKS):
         for name in STRANGERS:
@@ -55,7 +56,8 @@ def kill_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
         told = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
         found = json.loads(told)
         faults = {"faults": len(found["faults"]), "which": found["faults"]}
-        return {"job": "all stages", "ended": found["finished"]} | found["kills"] | faults
+        ends = {"killed": sum(found["kills"].values()), "ended": found["finished"]}
+        return {"job": "all stages"} | ends | found["kills"] | faults
 
     for seed in range(KILL_CHUNKS):
         yield str(seed), lambda seed=seed: run(seed)
@@ -66,7 +68,8 @@ def property_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
     from promises import case, keep_promises
 
     def run(seeds: range) -> Row:
-        row: Row = {"suite": "promises", "kept": 0, "refused": 0, "faults": 0, "which": []}
+        row: Row = {"suite": "promises", "cases": len(seeds), "kept": 0, "refused": 0}
+        row |= {"faults": 0, "which": []}
         for seed in seeds:
             try:
                 row[keep_promises(seed)[0]] += 1

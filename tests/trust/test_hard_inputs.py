@@ -53,7 +53,7 @@ def test_channels_a_millionfold_apart(method: str) -> None:
 
 @every_method
 def test_an_outlier_channel_gives_a_network(method: str) -> None:
-    """The same function of inputs of which one is a thousandfold; what it costs is in trust-load."""
+    """The same function of inputs one a thousandfold; trust-load says what it costs."""
     model, x = with_outlier(network(), normal(300, 24), 1e3)
     assert error(compressed(model, x, methods=method), model, x) < 1.0
 
