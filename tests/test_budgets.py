@@ -197,3 +197,9 @@ def test_a_layer_is_not_made_smaller_where_that_takes_longer(
     assert plan.choices
     assert set(plan.choices) <= {"0.0", "0.2", "0.4"}  # what is wide enough to gain
     assert {"1", "3"} <= set(plan.dense)
+
+
+def test_a_plan_takes_a_fraction_as_well_as_a_budget() -> None:
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)), torch.randn(64, 16)
+    stats = bz.collect(model, [x])
+    assert bz.plan(model, stats, 0.5) == bz.plan(model, stats, bz.Budget(params=0.5))

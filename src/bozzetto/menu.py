@@ -107,7 +107,7 @@ class Menu:
 def plan(
     model: nn.Module,
     stats: Mapping[str, Stats],
-    budget: Budget,
+    keep: float | Budget,
     *,
     methods: Methods = "auto",
     layers: Sequence[str] | str = "*",
@@ -120,7 +120,7 @@ def plan(
     Args:
         model: the target; not changed.
         stats: from `collect`.
-        budget: fractions of the target that may be kept.
+        keep: fraction of the values that may be kept, or a `Budget`.
         methods: names, {name: options}, or "auto": those that suit what the budget bounds.
         layers: patterns (as of file names) of the paths that may change; the rest stays dense.
         batch: one batch, on which multiply-adds of the whole network are counted; without it only
@@ -134,6 +134,7 @@ def plan(
             method, a robustness outside [0, 1), or a bound on latency without a batch.
         Unreachable: for a budget that no plan meets, saying the smallest reachable.
     """
+    budget = Budget.of(keep)
     timed, methods = budget.latency is not None, methods_for(budget, methods)
     known = {path: each.crashed(robustness) for path, each in stats.items()}
     made = menu(model, known, methods=methods, layers=layers, batch=batch, timed=timed, seed=seed)
