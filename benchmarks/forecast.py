@@ -18,15 +18,15 @@ KEEPS = (0.6, 0.4, 0.25)  # of the multiply-adds
 
 def _mlp() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
     layers: list[nn.Module] = []
-    for _ in range(6):
-        layers += [nn.Linear(1024, 1024), nn.LayerNorm(1024), nn.GELU()]
-    return nn.Sequential(*layers).eval(), list(torch.randn(4, 32, 1024)), ["*"]
+    for _ in range(4):
+        layers += [nn.Linear(512, 512), nn.LayerNorm(512), nn.GELU()]
+    return nn.Sequential(*layers).eval(), list(torch.randn(4, 32, 512)), ["*"]
 
 
 def _resnet20() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
     from cifar import images, resnet
 
-    return resnet(20), list(images("train")[0][:256].split(32)), ["*"]
+    return resnet(20), list(images("train")[0][:128].split(32)), ["*"]
 
 
 def _minilm() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
@@ -37,7 +37,7 @@ def _minilm() -> tuple[nn.Module, Sequence[Any], Sequence[str]]:
 
 
 CASES: dict[str, Callable[[], tuple[nn.Module, Sequence[Any], Sequence[str]]]] = {
-    "six layers of 1024": _mlp,
+    "four layers of 512": _mlp,
     "ResNet-20": _resnet20,
     "MiniLM": _minilm,
 }
