@@ -279,8 +279,8 @@ def run() -> Row:
                 return measure(case, k, b, t, mode)
 
         store.once(key, make)
-    return {"rows": store.rows, "table": table(store.rows), "cells": len(list(cells())),
-            "load": os.getloadavg()[0]}  # fmt: skip
+    return {"rows": store.rows, "table": table(store.rows), "load": os.getloadavg()[0],
+            "cells": {"all": len(list(cells())), "measured": len(store.rows)}}  # fmt: skip
 
 
 def table(rows: list[Row]) -> Row:

@@ -13,6 +13,7 @@ from bozzetto import prices
 from bozzetto.analysis.latency import latency
 from bozzetto.knapsack import Unreachable
 from bozzetto.prices import count_flops
+from bozzetto.timing import Sample
 
 Network = tuple[nn.Module, Tensor]
 
@@ -69,14 +70,20 @@ def test_several_bounds_hold_together() -> None:
     assert max(plan.kept(r) for r in ("params", "flops", "bytes")) > 0.38
 
 
+def by(seconds: Callable[[Callable[[], object]], float]) -> Callable[..., dict[str, list[Sample]]]:
+    """A clock that shows these seconds for a call."""
+
+    def sample(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, list[Sample]]:
+        return {name: [Sample(seconds(run), seconds(run))] for name, run in calls.items()}
+
+    return sample
+
+
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which a call takes as long as its operations, and a little more."""
 
-    def sample(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, tuple[float]]:
-        return {name: (2e-5 + 1e-9 * count_flops(run),) for name, run in calls.items()}
-
-    monkeypatch.setattr(prices, "sample_in_turn", sample)
+    monkeypatch.setattr(prices, "sample_clocks", by(lambda run: 2e-5 + 1e-9 * count_flops(run)))
 
 
 @pytest.mark.usefixtures("steady")
@@ -186,10 +193,7 @@ def test_a_layer_is_not_made_smaller_where_that_takes_longer(
             run()
         return 1e-4 * products.count + 1e-9 * count_flops(run)
 
-    def sample(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, tuple[float]]:
-        return {name: (seconds(run),) for name, run in calls.items()}
-
-    monkeypatch.setattr(prices, "sample_in_turn", sample)
+    monkeypatch.setattr(prices, "sample_clocks", by(seconds))
     model, batches = wide()
     narrow = nn.Sequential(model, nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
     _, plan = bz.compress(narrow, bz.Budget(latency=0.7), batches, methods=("lowrank",))
