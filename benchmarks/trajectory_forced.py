@@ -15,7 +15,7 @@ import torch
 
 from bozzetto import trajectory as tj
 from bozzetto.trajectory.page import world
-from trajectory import CACHE, SEEDS, graphs, keep, kept, network, oracle, spread, trained
+from trajectory import CACHE, graphs, keep, kept, network, oracle, spread, trained
 
 SECONDS = 240  # of simulated traffic, for each seed
 CROSSING = 0.7  # cosine of the angle between headings, below which two cross
@@ -74,9 +74,9 @@ def _measured(
 
 def forced() -> dict[str, Any]:
     """Each mode forced on every pair that met, in turn; the seeds' spread; two pictures."""
-    real = [trained("joint", seed)[0] for seed in SEEDS]
+    real = [trained("joint", seed)[0] for seed in range(3)]
     junctions = [_of_junctions(seed) for seed in range(2)]
-    on_roads, roads = _measured(real, graphs("test"), 16, 1.0)
+    on_roads, roads = _measured(real, graphs("test"), 24, 1.0)
     at_junctions, crossings = _measured(junctions, simulated("test"), 1, CROSSING)
     _picture(roads[0], crossings[0], junctions[0])
     return {"open_from": OPEN, "real": on_roads, "simulated": at_junctions, "rows": []}
