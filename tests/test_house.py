@@ -24,7 +24,7 @@ CHAIN: list[set[str]] = [
     {"nn"},
     {"ops"},
     {"maps"},
-    {"composite", "hf"},
+    {"composite", "foreign", "hf"},
     {"expand"},
     {"stats", "sites"},
     {"methods", "reduction"},

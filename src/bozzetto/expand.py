@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bozzetto import composite, hf
+from bozzetto import composite, foreign
 from bozzetto.maps import expand_one
 
 __all__ = ["composite", "expand"]
@@ -39,7 +39,7 @@ def expand(model: nn.Module, needed: Collection[str] | None = None) -> nn.Module
         )
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise ValueError(f"lazy layers need to see a batch first: call the model once; {lazy[:5]}")
-    hf.register()
+    foreign.register()
     model = _copy(model)
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     return _expand(model, "", needed, uses, {})

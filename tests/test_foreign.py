@@ -1,8 +1,10 @@
-"""transformers' Conv1D as nn.Linear, without the library: a stand-in with its attributes."""
+"""Layers of other libraries as nn.Linear: stand-ins with their attributes, and the real ones."""
 
+import importlib
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.testing import assert_close
 
-from bozzetto import hf
+import bozzetto as bz
+from bozzetto import foreign
+from bozzetto.expand import expand
 from bozzetto.maps import expand_one
 
 
@@ -35,14 +39,15 @@ def _loaded(monkeypatch: pytest.MonkeyPatch):
     home = ModuleType("transformers.pytorch_utils")
     home.Conv1D = Conv1D  # type: ignore
     monkeypatch.setitem(sys.modules, home.__name__, home)
-    hf.register()
+    foreign.register()
 
 
-def test_nothing_happens_before_transformers_is_loaded():
+def test_nothing_happens_before_a_library_is_loaded():
     code = (
-        "import sys\nfrom bozzetto import hf\nfrom bozzetto.maps import expand_one\n"
-        "before = dict(expand_one.registry)\nhf.register()\n"
-        "assert expand_one.registry == before\nassert 'transformers' not in sys.modules"
+        "import sys\nfrom bozzetto import foreign\nfrom bozzetto.maps import expand_one\n"
+        "before = dict(expand_one.registry)\nforeign.register()\n"
+        "assert expand_one.registry == before\n"
+        "assert not {'transformers', 'torch_geometric'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -63,6 +68,7 @@ def test_it_becomes_an_exact_linear_layer():
     assert_close(twin(x), source(x))
     twin(x).square().sum().backward()
     source(x).square().sum().backward()
+    assert source.weight.grad is not None
     assert_close(twin.weight.grad, source.weight.grad.T)
     with torch.no_grad():
         twin.weight.zero_()
@@ -73,7 +79,7 @@ def test_it_becomes_an_exact_linear_layer():
 @pytest.mark.usefixtures("_loaded")
 def test_registering_again_changes_nothing():
     before = dict(expand_one.registry)
-    hf.register()
+    foreign.register()
     assert dict(expand_one.registry) == before
     assert Conv1D in before
 
@@ -86,6 +92,44 @@ def test_what_is_not_exactly_conv1d_stays_as_it_is():
 
     pruned, hooked = Conv1D(5, 3), Conv1D(5, 3)
     prune.l1_unstructured(pruned, "weight", 0.5)
-    hooked.register_forward_hook(lambda _, __, out: out + 1)
+    hooked.register_forward_hook(lambda *told: None)
     for module in (Own(5, 3), pruned, hooked):
         assert expand_one(module) is module
+
+
+def _geometric(name: str) -> Any:
+    pytest.importorskip("torch_geometric")
+    return getattr(importlib.import_module("torch_geometric.nn"), name)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_layer_of_torch_geometric_becomes_the_very_same_map(bias: bool):
+    source = _geometric("Linear")(7, 4, bias=bias)
+    twin = expand(source)
+    assert type(twin) is nn.Linear
+    assert twin.state_dict().keys() == source.state_dict().keys()
+    x = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    assert_close(twin(x), source(x), rtol=0, atol=0)
+
+
+def test_a_linear_layer_of_torch_geometric_that_saw_no_batch_is_refused():
+    source = _geometric("Linear")(-1, 4)
+    with pytest.raises(ValueError, match="lazy layers need to see a batch first"):
+        expand(source)
+    source(torch.zeros(2, 7))
+    assert expand(source).in_features == 7
+
+
+@pytest.mark.parametrize("kind", ["GCNConv", "GATConv", "SAGEConv", "GINConv"])
+def test_graph_convolutions_are_compressed_through_their_linear_layers(kind: str):
+    made = _geometric(kind)
+    layer = made(nn.Sequential(nn.Linear(32, 48))) if kind == "GINConv" else made(32, 48)
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(20, 32, generator=random)
+    edges = torch.randint(20, (2, 60), generator=random)
+    assert_close(expand(layer)(x, edges), layer(x, edges), rtol=0, atol=0)
+    small, plan = bz.compress(layer, 0.5, [((x, edges), None)])
+    assert plan.choices
+    assert sum(p.numel() for p in small.parameters()) <= plan.target["params"] / 2
+    whole, error = layer(x, edges), small(x, edges) - layer(x, edges)
+    assert error.square().mean() < whole.square().mean()
