@@ -168,7 +168,7 @@ class _ParquetImages(_Images):
             column = _column(names, files[0])
             tables = [read_columns(file, [column, "label"]) for file in files]
             table = pa.concat_tables(tables)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeError, pa.ArrowException) as error:
             raise ValueError(f"{files[0].parent} has damaged parquet files: {error}") from error
         if not pa.types.is_integer(table.schema.field("label").type):
             raise ValueError(

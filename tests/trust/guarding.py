@@ -4,6 +4,7 @@ An audit hook (PEP 578) sees what Python does, a limit on the address space what
 timer of processor time when it hangs: no load of the machine makes that one false.
 """
 
+import encodings.cp437  # noqa: F401  (zipfile's, so that it is there before the guard)
 import linecache
 import os
 import resource

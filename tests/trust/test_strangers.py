@@ -21,7 +21,7 @@ from bozzetto.io import InvalidFolder
 from bozzetto.train.checkpoint import CheckpointMismatch, read_checkpoint, write_checkpoint
 from bozzetto.trajectory import load as recordings
 
-INPUTS = 60  # of every reader here; benchmarks/run.py trust-fuzz reads far more
+INPUTS = 30  # of every reader here; benchmarks/run.py trust-fuzz reads far more
 
 
 @pytest.mark.parametrize("name", STRANGERS)
