@@ -124,13 +124,8 @@ def time_models(models: Mapping[str, nn.Module], batch: Any) -> dict[str, int]:
 def _nanoseconds(
     calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, int]:
-    """Of the quickest round: other programs only ever add to the time.
-
-    On one thread of a processor its own clock counts, which does not run while others do.
-    """
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    """Of the quickest round: other programs only ever add to the time."""
     found = sample_clocks(calls, rounds, [device])
     return {
-        name: round(1e9 * min(sample.process if alone else sample.wall for sample in samples))
-        for name, samples in found.items()
+        name: round(1e9 * min(sample.wall for sample in samples)) for name, samples in found.items()
     }
