@@ -77,14 +77,15 @@ def spinner() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def following() -> Iterator[Callable[[Any], None]]:
-    """Gives a callback for `bozzetto.train`; shown as a bar of its steps."""
+    """Gives a callback for `bozzetto.train`; shown as a bar of steps, with pace and time left."""
     with Progress(console=_messages, transient=True, disable=_hidden()) as bar:
         task = bar.add_task("training", total=None)
         yield lambda p: bar.update(
             task,
             completed=p.step,
             total=p.steps,
-            description=f"epoch {p.epoch} of {p.epochs}, loss {p.loss:.3g}",
+            description=f"epoch {p.epoch} of {p.epochs}, loss {p.loss:.3g}, "
+            f"{p.samples_per_second:.3g} samples/s",
         )
 
 

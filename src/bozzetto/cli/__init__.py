@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from bozzetto.cli import crash, look, sharing, shrink, trajectory, tune
+from bozzetto.cli import crash, kernel, look, sharing, shrink, trajectory, tune
 from bozzetto.cli.app import app
 from bozzetto.data import blames_user, failure
 from bozzetto.knapsack import Unreachable
 from bozzetto.terminal import complain
 
-__all__ = ["app", "crash", "look", "main", "run", "sharing", "shrink", "trajectory", "tune"]
+__all__ = [
+    "app", "crash", "kernel", "look", "main", "run", "sharing", "shrink", "trajectory", "tune",
+]  # fmt: skip
 
 BAD_INPUT, USAGE, NO_PLAN = 1, 2, 3  # exit codes
 _BAD = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)

@@ -2,6 +2,9 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 import bozzetto as bz
 from bozzetto.cli.app import Builder, Flag, Json, app, kept
@@ -10,8 +13,9 @@ from bozzetto.data import Batches, load_batches, load_model
 from bozzetto.io import check_output, read
 from bozzetto.report import add_sections
 from bozzetto.terminal import following, show, spinner
-from bozzetto.train import CheckpointMismatch
+from bozzetto.train import Augmented, CheckpointMismatch
 
+_UNCHANGED = bz.Recipe()
 _SHOWN = 8  # batches on which the report compares the tuned network with its target
 
 
@@ -23,10 +27,10 @@ def train(
     data: str,
     out: Path | None = None,
     val: str | None = None,
-    epochs: int = 5,
-    lr: float | None = None,
     distill: bool = True,
-    seed: int = 0,
+    shift: int = 0,
+    mirror: Flag = False,
+    recipe: Annotated[bz.Recipe, Parameter(name="*", negative="")] = _UNCHANGED,
     batch_size: int = 64,
     force: Flag = False,
     builder: Builder = None,
@@ -34,14 +38,16 @@ def train(
 ) -> None:
     """Tune a saved network; when interrupted, the same command goes on where it was.
 
+    How it is trained is a Recipe; its fields are options.
+
     Args:
         folder: DIR written by compress.
         out: Folder for the tuned network; DIR itself with --force and without this.
         val: Batches to measure the accuracy on after every epoch, as DATA.
-        epochs: Passes over DATA.
-        lr: Highest learning rate; the optimiser's own by default.
         distill: Also learn from the target, which its builder then gives with trained weights.
-        seed: Of dropout and of the order of images.
+        shift: Pixels by which images are shifted at random, anew every pass.
+        mirror: Mirror images at random as well.
+        recipe: How to train.
         data: The batches: package.module:callable, a file or a folder.
         batch_size: Images in a batch, where DATA is a file or a folder.
         force: Replace a network that was saved there.
@@ -49,7 +55,6 @@ def train(
             names, as a folder may come from a stranger, and building a model runs code.
         as_json: Print JSON only, for programs.
     """
-    recipe = bz.Recipe(epochs=epochs, lr=lr, seed=seed)
     if out is None and not force:
         raise ValueError("train needs --out DIR for the tuned network, or --force to replace DIR's")
     out = check_output(folder if out is None else out, force=force)
@@ -57,16 +62,18 @@ def train(
     model = load_model(str(folder), build=builder, data=data)
     assert model.target is not None
     assert model.plan is not None
-    loader = load_batches(data, size=batch_size, seed=seed)
+    loader = load_batches(data, size=batch_size, seed=recipe.seed)
     if isinstance(loader, Batches):
         loader.count()
     checkpoint = out.absolute().with_name(f"{out.absolute().name}-{digest[:12]}.training")
+    moved = shift != 0 or mirror
+    seen = Augmented(loader, shift=shift, mirror=mirror, seed=recipe.seed) if moved else loader
     validation = None if val is None else load_batches(val, size=batch_size)
     try:
         with following() as follow:
             history = bz.train(
                 model.network,
-                loader,
+                seen,
                 recipe,
                 teacher=model.target.network if distill else None,
                 val=validation,

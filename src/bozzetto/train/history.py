@@ -63,15 +63,14 @@ class History:
         ax.plot(range(1, len(self.losses) + 1), self.losses, color="0.8", label="loss of a step")
         ax.plot(ends, [e["loss"] for e in self.epochs], "o-", color="C0", label="loss of an epoch")
         ax.set(xlabel="step", ylabel="training loss")
-        names = sorted({n for epoch in self.epochs for n in epoch if n.startswith("val_")})
-        if names:
+        lines = list(ax.get_lines())
+        if names := sorted({n for epoch in self.epochs for n in epoch if n.startswith("val_")}):
             right = ax.twinx()
             right.set_ylabel(", ".join(names))
             for color, name in enumerate(names, start=1):
                 values = [e.get(name, math.nan) for e in self.epochs]
-                right.plot(ends, values, "s--", color=f"C{color}", label=name)
-            right.legend(loc="center right")
-        ax.legend(loc="upper center")
+                lines += right.plot(ends, values, "s--", color=f"C{color}", label=name)
+        ax.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
 
 class Diverged(FloatingPointError):
