@@ -9,11 +9,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.linalg import derive_seed, seeded
+from bozzetto.linalg import derive_seed
 from bozzetto.maps import LinearMap
 from bozzetto.methods.method import (
     Method,
     Objective,
+    fitted_errors,
     fresh_,
     fresh_bias_,
     fresh_variance,
@@ -101,14 +102,8 @@ class Blocks(Method):
         return form.weight(form.cores())
 
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
-        """Of a fit at every size, for one draw of the signs."""
-        m, found = objective.map, []
-        for size in sizes:
-            with seeded(0, m.weight.device):
-                layer = self.build(m, size, seed=0)
-            self.fit_(layer, objective)
-            found.append(objective.error(objective.w - self.weight(layer, m)))
-        return found
+        """Of a fit at every size, for one draw of the sketches."""
+        return fitted_errors(self, objective, sizes)
 
 
 class _Form:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from bozzetto.linalg import seeded
 from bozzetto.maps import LinearMap
 from bozzetto.moments import WIDE, Diagonal, Full, LowRank, Metric, SketchedMoment, metric_of
 from bozzetto.ops import Conv, Lookup
@@ -185,6 +186,17 @@ class Method(ABC):
     @abstractmethod
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """The objective that `fit_` reaches at every size, or a little more."""
+
+
+def fitted_errors(method: Method, objective: Objective, sizes: Sequence[int]) -> list[float]:
+    """The objective after a fit at every size, for the one draw of seed 0."""
+    m, found = objective.map, []
+    for size in sizes:
+        with seeded(0, m.weight.device):
+            layer = method.build(m, size, seed=0)
+        method.fit_(layer, objective)
+        found.append(objective.error(objective.w - method.weight(layer, m)))
+    return found
 
 
 class Form(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.linalg import seeded
 from bozzetto.maps import LinearMap
 from bozzetto.methods.method import (
     Method,
     Objective,
+    fitted_errors,
     fresh_bias_,
     fresh_variance,
     spread_sizes,
@@ -79,10 +79,4 @@ class SketchedMethod(Method):
 
     def errors(self, objective: Objective, sizes: Sequence[int]) -> list[float]:
         """Of a fit at every size, for one draw of the sketches."""
-        m, found = objective.map, []
-        for size in sizes:
-            with seeded(0, m.weight.device):
-                layer = self.build(m, size, seed=0)
-            self.fit_(layer, objective)
-            found.append(objective.error(objective.w - self.weight(layer, m)))
-        return found
+        return fitted_errors(self, objective, sizes)
