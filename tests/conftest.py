@@ -1,10 +1,23 @@
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bozzetto.methods import METHODS
+from bozzetto.sketch import FAMILIES
 from networks import NETWORKS
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """Pages, examples and tests may register sketches and methods of their own."""
+    known = dict(FAMILIES), dict(METHODS)
+    yield
+    for registry, before in zip((FAMILIES, METHODS), known, strict=True):
+        cast(dict[str, Any], registry).clear()
+        cast(dict[str, Any], registry).update(before)
 
 
 @pytest.fixture(autouse=True)
