@@ -162,3 +162,10 @@ def test_the_weight_of_a_layer_is_what_it_applies() -> None:
     layer = Blocks().build(m, 2, seed=1)
     found = term(layer).weight().reshape(2, 6, -1).double()
     torch.testing.assert_close(found, Blocks().weight(layer, m), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [-1, 40])
+def test_an_index_outside_the_vocabulary_is_refused(index: int) -> None:
+    layer = Blocks().build(linear_map(nn.Embedding(40, 12)), 10, seed=1)
+    with pytest.raises(IndexError):
+        layer(torch.tensor([0, index]))

@@ -65,7 +65,7 @@ class Sketch(nn.Module, ABC):
 
     def up_onto(self, base: Tensor, y: Tensor, dim: int = -1) -> Tensor:
         """Base + Uᵀ y; the base broadcasts to the result and has length n along `dim`."""
-        return _sized(base, dim, self.n) + self.up(y, dim)
+        return sized(base, dim, self.n) + self.up(y, dim)
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -77,21 +77,21 @@ class Sketch(nn.Module, ABC):
 
     def lookup(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows `index` of Uᵀ table: table (k, m), index (...) of int64 -> (..., m)."""
-        return F.embedding(index, self.dense().T.to(table.dtype)) @ _sized(table, 0, self.k)
+        return F.embedding(index, self.dense().T.to(table.dtype)) @ sized(table, 0, self.k)
 
     def forward(self, x: Tensor) -> Tensor:
         """`down` along the last axis."""
         return self.down(x)
 
 
-def _sized(x: Tensor, dim: int, size: int) -> Tensor:
+def sized(x: Tensor, dim: int, size: int) -> Tensor:
     """Return x if that axis has that length: broadcasting another would be a wrong answer."""
     if x.shape[dim] != size:
         raise ValueError(f"axis {dim} must have length {size}; got shape {tuple(x.shape)}")
     return x
 
 
-def _along(values: Tensor, x: Tensor, dim: int) -> Tensor:
+def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
     """A vector (n,) shaped to multiply x along `dim`, in x's type."""
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - dim % x.ndim))
 
@@ -105,12 +105,12 @@ class _Dense(Sketch):
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the held matrix, k·n multiply-adds."""
         u = self.entries.to(x.dtype) * self.scale
-        return F.linear(_sized(x, dim, self.n).movedim(dim, -1), u).movedim(-1, dim)
+        return F.linear(sized(x, dim, self.n).movedim(dim, -1), u).movedim(-1, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Multiply by its transpose."""
         u = self.entries.to(y.dtype) * self.scale
-        return F.linear(_sized(y, dim, self.k).movedim(dim, -1), u.T).movedim(-1, dim)
+        return F.linear(sized(y, dim, self.k).movedim(dim, -1), u.T).movedim(-1, dim)
 
     def dense(self) -> Tensor:
         """The held matrix."""
@@ -197,13 +197,13 @@ class Hadamard(Sketch, name="hadamard"):
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Signs, transform, keep k."""
-        x = _sized(x, dim, self.n).movedim(dim, -1) * self.signs.to(x.dtype)
+        x = sized(x, dim, self.n).movedim(dim, -1) * self.signs.to(x.dtype)
         y = self._transform(x).index_select(-1, self.kept) * (self.n / self.k) ** 0.5
         return y.movedim(-1, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Put k values in place, transform, signs."""
-        y = F.pad(_sized(y, dim, self.k).movedim(dim, -1), (0, 1)).index_select(-1, self.place)
+        y = F.pad(sized(y, dim, self.k).movedim(dim, -1), (0, 1)).index_select(-1, self.place)
         x = self._transform(y) * (self.signs.to(y.dtype) * (self.n / self.k) ** 0.5)
         return x.movedim(-1, dim)
 
@@ -233,13 +233,13 @@ class Count(Sketch, name="count"):
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Add every signed coordinate to its bucket."""
-        signed = (_sized(x, dim, self.n) * _along(self.signs, x, dim)).movedim(dim, 0)
+        signed = (sized(x, dim, self.n) * along(self.signs, x, dim)).movedim(dim, 0)
         y = signed.new_zeros(self.k, *signed.shape[1:]).index_add(0, self.bucket, signed)
         return y.movedim(0, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Read every coordinate from its bucket, signed."""
-        return _sized(y, dim, self.k).index_select(dim, self.bucket) * _along(self.signs, y, dim)
+        return sized(y, dim, self.k).index_select(dim, self.bucket) * along(self.signs, y, dim)
 
     def dense(self) -> Tensor:
         """One sign a column."""
@@ -249,7 +249,7 @@ class Count(Sketch, name="count"):
     def lookup(self, table: Tensor, index: Tensor) -> Tensor:
         """One row of the table an index, signed."""
         signs = F.embedding(index, self.signs.to(table.dtype).unsqueeze(-1))  # (..., 1)
-        return F.embedding(self.bucket[index], _sized(table, 0, self.k)) * signs
+        return F.embedding(self.bucket[index], sized(table, 0, self.k)) * signs
 
     def variance(self) -> float:
         """(n − 1)/k."""
@@ -269,15 +269,15 @@ class Fold(Count, name="fold"):
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """Signs, then the sum of the blocks of length k."""
-        return fold(_sized(x, dim, self.n), self.signs, self.k, dim)
+        return fold(sized(x, dim, self.n), self.signs, self.k, dim)
 
     def up(self, y: Tensor, dim: int = -1) -> Tensor:
         """Repeat the k values to length n, signed."""
-        return unfold(_sized(y, dim, self.k), self.signs, dim)
+        return unfold(sized(y, dim, self.k), self.signs, dim)
 
     def up_onto(self, base: Tensor, y: Tensor, dim: int = -1) -> Tensor:
         """In the same pass."""
-        return unfold(_sized(y, dim, self.k), self.signs, dim, _sized(base, dim, self.n))
+        return unfold(sized(y, dim, self.k), self.signs, dim, sized(base, dim, self.n))
 
     def variance(self) -> float:
         """Σ load²/n − 1: n/k − 1 when k divides n."""
