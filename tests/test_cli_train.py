@@ -1,6 +1,7 @@
 """The options of `train` are the fields of a recipe, and images may move; against the library."""
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 import bozzetto as bz
 from bozzetto import terminal
 from bozzetto.cli import run
+from bozzetto.cli.tune import _Options
 from bozzetto.train import Augmented
 
 PAINTER = """
@@ -32,11 +34,11 @@ def pictures():
 """
 RECIPE = {
     "epochs": 2, "schedule": "onecycle", "ema": 0.9, "optimizer": "sgd", "lr": 0.05,
-    "settings": {"nesterov": True}, "seed": 3, "clip": 1.0,
+    "settings": {"nesterov": False, "dampening": 0.5}, "seed": 3, "clip": 1.0,
 }  # fmt: skip
 TOLD = [
     "--epochs", "2", "--schedule", "onecycle", "--ema", "0.9", "--optimizer", "sgd", "--lr", "0.05",
-    "--settings", '{"nesterov": true}', "--seed", "3", "--clip", "1",
+    "--settings", '{"nesterov": false, "dampening": 0.5}', "--seed", "3", "--clip", "1",
 ]  # fmt: skip
 TRAIN = ["train", "small", "--data", "painter:pictures", "--no-distill"]
 
@@ -77,6 +79,17 @@ def test_a_recipe_that_cannot_be_is_refused_and_nothing_written(told, message, c
     assert run([*TRAIN, *told, "--out", "tuned"]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("tuned").exists()
+
+
+def test_settings_that_are_no_json_are_refused(capsys):
+    capsys.readouterr()
+    assert run([*TRAIN, "--settings", "nesterov", "--out", "tuned"]) == 2
+    told = capsys.readouterr().err
+    assert "Invalid value for --settings: it needs JSON" in told
+
+
+def test_the_options_of_a_recipe_are_its_fields_and_defaults():
+    assert asdict(_Options()) == asdict(bz.Recipe())
 
 
 def test_progress_tells_the_pace_and_the_time_left(monkeypatch):

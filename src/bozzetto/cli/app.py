@@ -1,6 +1,7 @@
 """The command's application, its options and what all its parts print."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -18,10 +19,26 @@ app = App(
     result_action="return_value",
 )
 
-Json = Annotated[bool, Parameter("--json", negative="")]
-Builder = Annotated[str | None, Parameter("--model")]
-Flag = Annotated[bool, Parameter(negative="")]
-Names = Annotated[list[str] | None, Parameter(negative="")]
+# Options that several commands share, with their help.
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+Json = Annotated[Flag, Parameter("--json", help="Print JSON only, for programs.")]
+Force = Annotated[Flag, Parameter(help="Replace a network that was saved there.")]
+Names = Annotated[list[str] | None, Parameter(negative="", metavar="NAME")]
+Folder = Annotated[Path, Parameter(metavar="DIR")]
+Data = Annotated[
+    str,
+    Parameter(metavar="DATA", help="The batches: package.module:callable, a file or a folder."),
+]
+BatchSize = Annotated[int, Parameter(help="Images in a batch, where DATA is a file or a folder.")]
+Builder = Annotated[
+    str | None,
+    Parameter(
+        "--model",
+        metavar="MODEL",
+        help="MODEL that the folder was made from. Needed unless it is in the package that DATA "
+        "names, as a folder may come from a stranger, and building a model runs code.",
+    ),
+]
 
 
 def kept(plan: bz.Plan) -> dict[str, Any]:

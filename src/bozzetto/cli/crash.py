@@ -1,13 +1,13 @@
 """The command that breaks networks: crash."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from cyclopts import Parameter
 from torch import nn
 
 from bozzetto.analysis import crash as failing
-from bozzetto.cli.app import Builder, Flag, Json, app
+from bozzetto.cli.app import BatchSize, Builder, Data, Flag, Folder, Json, app
 from bozzetto.data import load_batches, load_model
 from bozzetto.report import Section, add_sections, check_sections
 from bozzetto.terminal import show, spinner, watched
@@ -20,17 +20,17 @@ def crash(
     models: Sequence[str],
     /,
     *,
-    data: str,
-    p: str,
+    data: Data,
+    p: Annotated[str, Parameter(("-p", "--p"), metavar="CHANCES")],
     fault: Kind = "crash",
     level: float = 1.0,
     channels: Flag = False,
     patterns: int = 256,
     bounded: int = 4,
     layers: Flag = False,
-    out: Path | None = None,
+    out: Folder | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: BatchSize = 64,
     builder: Builder = None,
     as_json: Json = False,
 ) -> None:
@@ -39,7 +39,6 @@ def crash(
     Args:
         models: package.module:callable or a saved folder (its target is then broken as well); may
             be repeated, to compare.
-        data: The batches: package.module:callable, a file or a folder.
         p: Probabilities that a neuron (weight, bit) fails, as 0.001,0.01.
         fault: A failed neuron outputs 0 (crash), LEVEL (stuck) or anything within ±LEVEL
             (byzantine); or a stored weight is lost (connections) or its bits flip (bits).
@@ -47,13 +46,9 @@ def crash(
         channels: Whole channels fail, not single neurons.
         patterns: Broken networks to draw at each p.
         bounded: Inputs to bound the mean error on (crash only); 0 for none.
-        layers: Also break the first model's layers one at a time.
+        layers: Also break the first MODEL's layers one at a time.
         out: Folder to whose report.html this is added: a new one, or that of a saved network.
         seed: Of the faults and of the order of images.
-        batch_size: Images in a batch, where DATA is a file or a folder.
-        builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
-            names, as a folder may come from a stranger, and building a model runs code.
-        as_json: Print JSON only, for programs.
     """
     rates, kind = _rates(p), _fault(fault, level)
     if layers and isinstance(kind, failing.WeightFault):

@@ -1,15 +1,15 @@
 """The command that compares how networks learn: kernel."""
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from cyclopts import Parameter
 from torch import Tensor
 
 from bozzetto.analysis.kernel import kernel as compare
 from bozzetto.batches import split_batch
-from bozzetto.cli.app import Builder, Json, app
+from bozzetto.cli.app import BatchSize, Data, Folder, Json, app
 from bozzetto.data import load_batches, load_model
 from bozzetto.report import Section, add_sections, check_sections
 from bozzetto.terminal import show, spinner
@@ -21,13 +21,13 @@ def kernel(
     small: str,
     /,
     *,
-    data: str,
+    data: Data,
     examples: int = 64,
     ridge: float = 1e-3,
-    out: Path | None = None,
+    out: Folder | None = None,
     seed: int = 0,
-    batch_size: int = 64,
-    builder: Builder = None,
+    batch_size: BatchSize = 64,
+    builder: Annotated[str | None, Parameter("--model", metavar="MODEL")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare the tangent kernels of two networks: whether one learns as the other would.
@@ -35,14 +35,11 @@ def kernel(
     Args:
         target: MODEL that SMALL is compared with.
         small: DIR written by compress or train, or any MODEL.
-        data: The batches: package.module:callable, a file or a folder.
         examples: How many inputs the kernels are taken at; the cost grows with the square.
         ridge: Of the effective dimension, as a fraction of the target's mean eigenvalue.
         out: Folder to whose report.html this is added: a new one, or that of a saved network.
         seed: Of the order of images.
-        batch_size: Images in a batch, where DATA is a file or a folder.
         builder: MODEL that a saved folder was made from; TARGET without it.
-        as_json: Print JSON only, for programs.
     """
     if out is not None:
         check_sections(out)

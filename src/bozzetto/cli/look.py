@@ -5,19 +5,18 @@ from pathlib import Path
 from torch import nn
 
 import bozzetto as bz
-from bozzetto.cli.app import Builder, Json, Names, app, kept
+from bozzetto.cli.app import BatchSize, Builder, Data, Folder, Json, Names, app, kept
 from bozzetto.data import load_batches, load_model
 from bozzetto.io import PLAN, read
 from bozzetto.terminal import show, spinner, watched
 
 
 @app.command
-def demo(*, out: Path = Path("bozzetto-demo"), as_json: Json = False) -> None:
+def demo(*, out: Folder = Path("bozzetto-demo"), as_json: Json = False) -> None:
     """Train a network on handwritten digits, make it small in three ways and measure all.
 
     Args:
         out: Folder for report.html and the small networks.
-        as_json: Print JSON only, for programs.
     """
     from bozzetto.demo import demo as run
 
@@ -33,9 +32,6 @@ def inspect(model: str, /, *, builder: Builder = None, as_json: Json = False) ->
 
     Args:
         model: package.module:callable, a saved folder or a transformers folder.
-        builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
-            names, as a folder may come from a stranger, and building a model runs code.
-        as_json: Print JSON only, for programs.
     """
     if builder is None and (Path(model) / PLAN).is_file():
         saved = read(model)
@@ -74,9 +70,9 @@ def evaluate(
     folder: str,
     /,
     *,
-    data: str,
+    data: Data,
     metric: Names = None,
-    batch_size: int = 64,
+    batch_size: BatchSize = 64,
     builder: Builder = None,
     as_json: Json = False,
 ) -> None:
@@ -85,11 +81,6 @@ def evaluate(
     Args:
         folder: DIR written by compress or train, or any MODEL.
         metric: accuracy (the default), top5, loss, mse, cosine; may be repeated.
-        data: The batches: package.module:callable, a file or a folder.
-        batch_size: Images in a batch, where DATA is a file or a folder.
-        builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
-            names, as a folder may come from a stranger, and building a model runs code.
-        as_json: Print JSON only, for programs.
     """
     model = load_model(folder, build=builder, data=data)
     loader = load_batches(data, size=batch_size)

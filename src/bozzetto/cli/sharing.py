@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 import bozzetto as bz
 from bozzetto.analysis.front import Front
-from bozzetto.cli.app import Builder, Flag, Json, app
+from bozzetto.cli.app import BatchSize, Builder, Data, Flag, Json, app
 from bozzetto.cli.evidence import FRONT, PLAN, SPEED
 from bozzetto.data import load_batches, load_model
 from bozzetto.io import read
@@ -20,7 +22,7 @@ def report(
     /,
     *,
     compare: Flag = False,
-    out: Path = Path("comparison.html"),
+    out: Annotated[Path, Parameter(metavar="FILE")] = Path("comparison.html"),
     force: Flag = False,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +33,6 @@ def report(
         compare: One page for all of them, made from one target.
         out: The page that compares.
         force: Replace that page.
-        as_json: Print JSON only, for programs.
     """
     if not compare:
         pages = [_page(folder) for folder in folders]
@@ -124,25 +125,22 @@ def export(
     file: Path,
     /,
     *,
-    data: str,
+    data: Data,
     batch: Literal["any", "fixed"] = "any",
     opset: int = 18,
-    batch_size: int = 2,
+    batch_size: BatchSize = 2,
     builder: Builder = None,
     as_json: Json = False,
 ) -> None:
     """Write a network for other programs: FILE.onnx for ONNX runtimes, FILE.pt2 for torch.export.
 
+    The first of the batches is the example.
+
     Args:
         folder: DIR written by compress or train, or any MODEL.
         file: File to write; it is compared with the network before it is put in place.
-        data: The batches: package.module:callable, a file or a folder; the first is the example.
         batch: Whether the file takes batches of any size, or of the example's alone.
         opset: Of ONNX, at least 18.
-        batch_size: Images in a batch, where DATA is a file or a folder.
-        builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
-            names, as a folder may come from a stranger, and building a model runs code.
-        as_json: Print JSON only, for programs.
     """
     network = load_model(folder, build=builder, data=data).network.eval()
     example = next(iter(load_batches(data, size=batch_size)), None)

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from torch import nn
 
 import bozzetto as bz
 from bozzetto.analysis.sensitivity import sensitivity
 from bozzetto.analysis.spectrum import Spectra, spectra
 from bozzetto.card import model_card
-from bozzetto.cli.app import Builder, Flag, Json, Names, app, kept
+from bozzetto.cli.app import BatchSize, Builder, Data, Folder, Force, Json, Names, app, kept
 from bozzetto.cli.evidence import ERRORS, FRONT, SPEED, certified, measured, sections
 from bozzetto.compress import Survey, survey
 from bozzetto.data import Model, load_batches, load_model
@@ -21,6 +22,8 @@ from bozzetto.report import add_sections, write_report
 from bozzetto.terminal import show, spinner, watched
 
 Shown = tuple[dict[str, Any], dict[str, Any]]  # facts, and tables by name
+_AIM = Parameter(group="How small")
+Bound = Annotated[float | None, _AIM, Parameter(metavar="FRACTION")]
 _LOWER = ("loss", "mse")  # metrics that are better when lower
 
 
@@ -29,24 +32,24 @@ def compress(
     model: str,
     /,
     *,
-    data: str,
-    out: Path,
-    keep: float | None = None,
-    flops: float | None = None,
-    size: float | None = None,
-    latency: float | None = None,
-    sweep: str | None = None,
-    floor: float | None = None,
-    metric: Names = None,
-    val: str | None = None,
+    data: Data,
+    out: Folder,
+    keep: Bound = None,
+    flops: Bound = None,
+    size: Bound = None,
+    latency: Bound = None,
+    sweep: Annotated[str | None, _AIM, Parameter(metavar="FRACTIONS")] = None,
+    floor: Annotated[float | None, _AIM] = None,
+    metric: Annotated[Names, _AIM] = None,
+    val: Annotated[str | None, _AIM, Parameter(metavar="DATA")] = None,
     methods: Names = None,
-    layers: Names = None,
+    layers: Annotated[Names, Parameter(metavar="PATTERN")] = None,
     robustness: float = 0.0,
-    license: str | None = None,
-    base: str | None = None,
+    license: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    base: Annotated[str | None, Parameter(metavar="NAME")] = None,
     seed: int = 0,
-    batch_size: int = 64,
-    force: Flag = False,
+    batch_size: BatchSize = 64,
+    force: Force = False,
     builder: Builder = None,
     as_json: Json = False,
 ) -> None:
@@ -55,28 +58,22 @@ def compress(
     Args:
         model: package.module:callable, a saved folder or a transformers folder.
         out: Folder for plan.json, model.safetensors and report.html.
-        keep: Fraction of the trained values to keep, in (0, 1].
-        flops: Fraction of the multiply-adds to keep.
-        size: Fraction of the bytes to keep.
-        latency: Fraction of the time of a call to keep, measured on this machine.
+        keep: Of the trained values to keep, in (0, 1].
+        flops: Of the multiply-adds to keep.
+        size: Of the bytes to keep.
+        latency: Of the time of a call to keep, measured on this machine.
         sweep: Fractions of the bounds above (of the trained values without any), as
             0.5,0.25,0.125: a network for each in a folder of its own, and a page that compares.
         floor: What the first METRIC must still reach (loss, mse: at most); the bounds above then
             shrink as far as it does.
         metric: accuracy, top5, loss, mse, cosine; measured on VAL; may be repeated.
         val: Labelled batches for METRIC, as DATA; DATA itself without it.
-        methods: Names of methods to choose from, layer by layer; all that suit by default.
-        layers: Patterns of the paths that may become smaller; all by default.
+        methods: Method to choose from, layer by layer; may be repeated. All that suit by default.
+        layers: Paths of layers that may become smaller; may be repeated. All by default.
         robustness: Chance that a neuron fails for which layers are chosen and fitted.
         license: Of the source model, as apache-2.0 or unknown: writes a model card, README.md.
         base: The source model's name on the hub, for the card.
         seed: Of random sketches and of the order of images.
-        data: The batches: package.module:callable, a file or a folder.
-        batch_size: Images in a batch, where DATA is a file or a folder.
-        force: Replace a network that was saved there.
-        builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
-            names, as a folder may come from a stranger, and building a model runs code.
-        as_json: Print JSON only, for programs.
     """
     bounds = {"params": keep, "flops": flops, "bytes": size, "latency": latency}
     if set(bounds.values()) == {None} and (sweep or floor is not None):

@@ -9,7 +9,7 @@ from typing import Any
 from cyclopts import App
 
 from bozzetto import trajectory as tj
-from bozzetto.cli.app import Flag, Json, Names, app
+from bozzetto.cli.app import Force, Json, Names, app
 from bozzetto.terminal import following, show, watched
 
 motion = App(
@@ -33,7 +33,7 @@ def train(
     every: float = 0.5,
     part: float = 60.0,
     seed: int = 0,
-    force: Flag = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train a network on recordings, and measure it on those that match --test.
@@ -47,8 +47,6 @@ def train(
         every: Seconds between scenes.
         part: Longer recordings are cut into parts of so many seconds, named NAME/0, NAME/1, …
         seed: Of the weights and of the order of scenes.
-        force: Replace a network that was saved there.
-        as_json: Print JSON only, for programs.
     """
     tj.check_folder(out, force=force)
     found = _recordings(data, part=part)
@@ -85,7 +83,6 @@ def evaluate(
         data: Recordings.
         test: Pattern of recordings that judge; may be repeated. All by default.
         part: Longer recordings are cut into parts of so many seconds, named NAME/0, NAME/1, …
-        as_json: Print JSON only, for programs.
     """
     predictor = tj.load_predictor(folder)
     found = tj.matching(_recordings(data, part=part), test or ["*"])
@@ -104,7 +101,6 @@ def label(data: Path, /, *, every: float = 1.0, as_json: Json = False) -> None:
     Args:
         data: Recordings.
         every: Seconds between scenes.
-        as_json: Print JSON only, for programs.
     """
     found = _recordings(data, part=None)
     rows = [tj.counted(recording, every=every) for recording in watched(found, "labelling")]

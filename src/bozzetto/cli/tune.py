@@ -1,13 +1,16 @@
 """The command that tunes a saved network: train."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 import bozzetto as bz
-from bozzetto.cli.app import Builder, Flag, Json, app, kept
+from bozzetto.cli.app import BatchSize, Builder, Data, Flag, Folder, Force, Json, app, kept
 from bozzetto.cli.evidence import PLAN, TRAINING, certified, measured, sections
 from bozzetto.data import Batches, load_batches, load_model
 from bozzetto.io import check_output, read
@@ -15,8 +18,56 @@ from bozzetto.report import add_sections
 from bozzetto.terminal import following, show, spinner
 from bozzetto.train import Augmented, CheckpointMismatch
 
-_UNCHANGED = bz.Recipe()
 _SHOWN = 8  # batches on which the report compares the tuned network with its target
+
+
+def _parsed(_: Any, tokens: Sequence[Token]) -> Any:
+    """The value of an option written as JSON."""
+    try:
+        return json.loads(tokens[0].value)
+    except json.JSONDecodeError:
+        raise ValueError(f'it needs JSON, as {{"nesterov": true}}; got {tokens[0].value}') from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options(bz.Recipe):
+    """A recipe as options of the command; what is a callable in the library has a name here.
+
+    Attributes:
+        epochs: Passes over DATA.
+        optimizer: sgd, adam or adamw.
+        settings: Further arguments of the optimizer, as {"nesterov": true}.
+        lr: Highest learning rate; by default the optimizer's own, 0.001.
+        momentum: Of sgd, and β₁ of adam and adamw.
+        weight_decay: By default the optimizer's own: 0.01 for adamw, else 0. Not on biases.
+        schedule: cosine, onecycle, step or constant.
+        warmup: Share of the steps in which the learning rate rises.
+        loss: cross_entropy, mse, cosine, similarity, or auto: by what MODEL and DATA give.
+        label_smoothing: Of cross_entropy.
+        distillation: Weight of what the target says, in [0, 1], against the labels.
+        temperature: Of the class probabilities that are compared with the target's.
+        features: Path of a module whose output is compared with the target's; may be repeated.
+        feature_weight: Of that term.
+        clip: Largest norm of the gradient; none by default.
+        ema: Decay of a moving average of the weights, which is then what is delivered.
+        dropout: Chance of every dropout; by default each layer's own.
+        deliver: The last weights, or the best ones on VAL, from before training on.
+        accumulate: Batches whose gradients make one step.
+        precision: bfloat16 is faster where the processor has it.
+        seed: Of dropout, of the order of images and of how they move.
+    """
+
+    optimizer: Annotated[str, Parameter(metavar="NAME")] = "adamw"
+    settings: Annotated[
+        Mapping[str, Any],
+        Parameter(metavar="JSON", show_default=False, converter=_parsed, accepts_keys=False),
+    ] = field(default_factory=dict)
+    schedule: Annotated[str, Parameter(metavar="NAME")] = "cosine"
+    loss: Annotated[str, Parameter(metavar="NAME")] = "auto"
+    features: Annotated[Sequence[str], Parameter(metavar="PATH", show_default=False)] = ()
+
+
+_UNCHANGED = _Options()
 
 
 @app.command
@@ -24,36 +75,28 @@ def train(
     folder: Path,
     /,
     *,
-    data: str,
-    out: Path | None = None,
-    val: str | None = None,
+    data: Data,
+    out: Folder | None = None,
+    val: Annotated[str | None, Parameter(metavar="DATA")] = None,
     distill: bool = True,
     shift: int = 0,
     mirror: Flag = False,
-    recipe: Annotated[bz.Recipe, Parameter(name="*", negative="")] = _UNCHANGED,
-    batch_size: int = 64,
-    force: Flag = False,
+    recipe: Annotated[_Options, Parameter(name="*", negative="", group="Recipe")] = _UNCHANGED,
+    batch_size: BatchSize = 64,
+    force: Force = False,
     builder: Builder = None,
     as_json: Json = False,
 ) -> None:
     """Tune a saved network; when interrupted, the same command goes on where it was.
 
-    How it is trained is a Recipe; its fields are options.
-
     Args:
         folder: DIR written by compress.
         out: Folder for the tuned network; DIR itself with --force and without this.
-        val: Batches to measure the accuracy on after every epoch, as DATA.
-        distill: Also learn from the target, which its builder then gives with trained weights.
+        val: Batches to measure the accuracy on after every epoch.
+        distill: Also learn from the target; MODEL then needs to return it with trained weights.
         shift: Pixels by which images are shifted at random, anew every pass.
         mirror: Mirror images at random as well.
         recipe: How to train.
-        data: The batches: package.module:callable, a file or a folder.
-        batch_size: Images in a batch, where DATA is a file or a folder.
-        force: Replace a network that was saved there.
-        builder: MODEL that the folder was made from. Needed unless it is in the package that DATA
-            names, as a folder may come from a stranger, and building a model runs code.
-        as_json: Print JSON only, for programs.
     """
     if out is None and not force:
         raise ValueError("train needs --out DIR for the tuned network, or --force to replace DIR's")
