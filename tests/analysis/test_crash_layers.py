@@ -302,7 +302,13 @@ class Sine(Product):
         return torch.relu(self.layer(x)).exp()
 
 
-@pytest.mark.parametrize("kind", [Product, Quotient, Sine])
+class Halves(Product):
+    def forward(self, x):
+        low, high = torch.relu(self.layer(x)).split([1, 2], 1)
+        return low + high
+
+
+@pytest.mark.parametrize("kind", [Product, Quotient, Sine, Halves])
 def test_calls_without_a_sound_bound_are_refused(kind):
     with pytest.raises(NoSoundBound, match="no sound bound for"):
         crash_bound(kind(), 0.1, x=random(2, 3))

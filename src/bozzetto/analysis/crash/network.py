@@ -143,8 +143,10 @@ class _Reader:
             self.places[node] = len(self.steps)
             self.steps.append(Step(self.names[node], self._rule(node, sources), inputs, value))
         elif not isinstance(value, int | float | torch.Size | torch.dtype | torch.device):
-            rule(self.graph.get_submodule(str(node.target)))  # says which layer has no bound
-            raise TypeError(f"crash analysis needs tensors between layers; {node} gives {value!r}")
+            if node.op == "call_module":
+                rule(self.graph.get_submodule(str(node.target)))  # says which has no bound
+            kind = type(value).__name__
+            raise NoSoundBound(f"no sound bound for {node}: it gives a {kind}, not one tensor")
 
     def _rule(self, node: fx.Node, sources: list[fx.Node]) -> Rule:
         found = self._known_rule(node, sources)
