@@ -27,6 +27,7 @@ CHAIN: list[set[str]] = [
     {"composite", "foreign", "hf"},
     {"expand"},
     {"stats", "sites"},
+    {"grouped"},
     {"methods", "reduction"},
     {"budget", "prices", "knapsack", "plan", "replay"},
     {"menu"},
@@ -56,7 +57,7 @@ ASIDE: dict[str, set[str]] = {
     "card": {"plan", "report"},
     "parquet": set(),
     "images": {"parquet"},
-    "data": {PUBLIC, "batches", "images", "io", "plan"},
+    "data": {PUBLIC, "batches", "hf", "images", "io", "plan"},
     "trajectory": {PUBLIC, "nn", "io", "parquet"},
     "demo": ALL_OF_IT | {PUBLIC, "analysis", "report"},  # it shows every part at work
     "terminal": {"batches", "report"},

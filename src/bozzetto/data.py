@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from bozzetto.batches import Batch
+from bozzetto.hf import pretrained
 from bozzetto.images import hub_batches, image_batches
 from bozzetto.io import load, read
 from bozzetto.plan import Plan
@@ -60,7 +61,7 @@ def load_model(text: str, *, build: str | None = None, data: str | None = None) 
         return Model(_built(text), text)
     folder = Path(text)
     if (folder / "config.json").is_file() and not (folder / "plan.json").is_file():
-        return Model(_transformers_model(folder), text)
+        return Model(pretrained(folder), text)
     if folder.is_dir():
         return _saved(folder, build, data)
     raise ValueError(
@@ -101,21 +102,6 @@ def _built(text: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"{text} needs to return a torch.nn.Module; got {type(made).__name__}")
     return made
-
-
-def _transformers_model(folder: Path) -> nn.Module:
-    """A transformers model: its class is one of that library, its weights are safetensors."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError(
-            f"{folder} is a transformers folder, which needs: pip install 'bozzetto[hf]'"
-        ) from None
-    names = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).architectures
-    kind = getattr(transformers, names[0], None) if names else None
-    if kind is None:
-        raise ValueError(f"{folder}/config.json needs an architecture of transformers; got {names}")
-    return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 class Batches:

@@ -264,7 +264,8 @@ def _architecture(saved: Saved) -> nn.Module:
     if file.stat().st_size > _LARGEST_PLAN:
         raise InvalidFolder(f"{file} is larger than any architecture")
     try:
-        return architecture(file.read_text(encoding="utf-8"))
+        size = (saved.folder / WEIGHTS).stat().st_size
+        return architecture(file.read_text(encoding="utf-8"), size)
     except ValueError as error:
         raise InvalidFolder(f"{file}: {error}") from error
 
