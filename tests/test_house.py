@@ -41,7 +41,7 @@ ALL_OF_IT = set[str]().union(*CHAIN)
 PUBLIC = "bozzetto"  # `import bozzetto as bz`, or names of its __all__ from there
 # What stands aside of the chain, by package or by file.
 ASIDE: dict[str, set[str]] = {
-    "train": {"batches", "linalg"},
+    "train": {"batches", "linalg", "nn"},
     "optim": {"batches", "linalg"},
     "analysis": {"batches", "linalg", "timing"},
     "analysis.certificate": ALL_OF_IT,  # it judges what a plan made

@@ -3,6 +3,8 @@
 import json
 import warnings
 from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
+import bozzetto as bz
+from bozzetto.nn.cores import reductions
 from bozzetto.train import OPTIMIZERS, SCHEDULES, Recipe
 from bozzetto.train.optimizers import parameter_groups
 from bozzetto.train.schedule import rate_factor
@@ -156,11 +160,53 @@ def test_only_weights_are_decayed_and_each_parameter_comes_once():
     assert len(kept["params"]) == len(rest)
     assert (decayed["lr"], decayed["weight_decay"]) == (0.5, 0.1)
     assert (kept["lr"], kept["weight_decay"]) == (0.5, 0.0)
+    assert decayed["reduction"] == kept["reduction"] == 1.0
 
 
 def test_a_model_with_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="needs a parameter with requires_grad=True"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), lr=None, weight_decay=None)
+
+
+def _sketched(**options: Any) -> nn.Module:
+    dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    return bz.sketch(dense, 0.3, layers="0", ends="sketched", **options)[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sides": "in"}, {"sides": "out", "family": "sign"}, {"sides": "both"}], ids=str
+)
+def test_cores_learn_faster_by_the_root_of_how_much_smaller_they_are(options):
+    small = _sketched(**options)
+    cores = [p for name, p in small.named_parameters() if p.ndim == 2 and name.startswith("0.")]
+    c = 64 * 64 / sum(core.numel() for core in cores)
+    assert c > 3
+    for name, factor in (("sgd", 1.0), ("adam", c**0.5), ("adamw", c**0.5)):
+        groups = parameter_groups(small, lr=0.1, weight_decay=None)
+        rates = {
+            id(p): group["lr"]
+            for group in OPTIMIZERS[name](groups, 0.9, {}).param_groups
+            for p in group["params"]
+        }
+        plain = small.get_parameter("2.weight")
+        assert {round(rates[id(core)] / (0.1 * factor), 9) for core in cores} == {1.0}
+        assert rates[id(plain)] == 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"sides": "in"}, {"sides": "out"}], ids=str)
+def test_a_step_of_signs_lowers_the_loss_of_cores_as_much_as_the_dense_one(options):
+    gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).double()
+    ratios = []
+    for seed in range(20):
+        small = _sketched(seed=seed, **options).double()
+        layer = small.get_submodule("0")
+        y = layer(torch.eye(64, dtype=torch.float64)) - layer(torch.zeros(1, 64).double())
+        (y * gradient.T).sum().backward()  # y.T is the weight
+        ((core, c),) = reductions(small).items()
+        assert core.grad is not None
+        ratios.append(float(c**0.5 * core.grad.abs().sum() / gradient.abs().sum()))
+    mean, error = fmean(ratios), stdev(ratios) / len(ratios) ** 0.5
+    assert abs(mean - 1) < 4 * error + 0.01, (mean, error)  # few entries are summed: near Gaussian
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
