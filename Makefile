@@ -55,13 +55,24 @@ package: build ## install the wheel in an empty environment and run the demo the
 extras: package ## install each extra by itself on top of that, and use what it brings
 	$(VENV)-package/bin/python -W error .ci/extras.py dist/*.whl
 
-lowest: $(VENV)-lowest/with-all ## run tests with the oldest versions that pyproject.toml admits (5 GB)
-	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest --numprocesses $(JOBS) -W default $(ARGS)
+lowest: $(VENV)-lowest/with-all ## run what uses other packages with the oldest versions admitted, but for torch
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest --numprocesses $(JOBS) -W default $(or $(ARGS),$(USES))
 
-$(VENV)-lowest/with-all: pyproject.toml constraints.txt .ci/lowest.py
-	$(PYTHON) -m venv --clear $(VENV)-lowest
-	$(PYTHON) .ci/lowest.py > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/python -m pip install -qq --constraint $(VENV)-lowest/constraints.txt --editable ".[dev$(comma)hf$(comma)data$(comma)train$(comma)dask$(comma)onnx]"
+oldest: $(VENV)-oldest/with-all ## run all tests with the oldest torch as well (5 GB)
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses $(JOBS) -W default $(ARGS)
+
+# The tests of the modules that import more than torch.
+USES := $(wildcard tests/test_cli*.py tests/regress/test_*.py) $(addprefix tests/, \
+	analysis/test_crash_injection.py tangent/test_empirical.py tangent/test_regressor.py \
+	test_demo.py test_export.py test_hub.py test_images.py test_io.py test_knapsack.py test_report.py \
+	train/test_checkpoint.py train/test_processes.py \
+	trajectory/test_loaders.py trajectory/test_trajectory_onnx.py)
+
+$(VENV)-lowest/with-all: PINNED := torch
+$(VENV)-%/with-all: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv --clear $(@D)
+	$(PYTHON) .ci/lowest.py $(PINNED) > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install -qq --constraint $(@D)/constraints.txt --editable ".[dev$(comma)hf$(comma)data$(comma)train$(comma)dask$(comma)onnx]"
 	@touch $@
 
 compat: $(VENV)-compat/with-all ## compress networks of torchvision, timm and transformers (6 GB, slow)
@@ -86,7 +97,7 @@ $(VENV)/with-core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/with-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,[dev$(comma)hf$(comma)data$(comma)train$(comma)dask$(comma)onnx])
+	$(call install,[dev$(comma)hf$(comma)data$(comma)train$(comma)dask$(comma)onnx$(comma)interop])
 	@touch $@
 
 $(VENV)/with-docs: pyproject.toml constraints.txt | $(BIN)/python

@@ -47,8 +47,22 @@ parts = dask.array.from_array(x, (50, 4, 4)), dask.array.from_array(x[:, 0, 0], 
 assert ISLETRegressor(1).fit_batches(DaskShards.of_arrays(*parts)).coef_.shape == (4, 4)
 """,
     "onnx": MODEL + "bz.export(model.eval(), 'x.onnx', x)\n",
-    "trajectory": "import pyarrow.parquet\nfrom bozzetto.trajectory import load_argoverse\n",
-    "sumo": "import sumo\nfrom bozzetto.trajectory import simulate\n",
+    "trajectory": """
+import pyarrow
+from pathlib import Path
+from pyarrow import parquet
+from bozzetto.trajectory import load
+names = "track_id object_type timestep position_x position_y heading".split()
+rows = [dict(zip(names, ("a", "vehicle", i, float(i), 0.0, 0.0))) for i in range(30)]
+parquet.write_table(pyarrow.Table.from_pylist(rows), "scenario_1.parquet")
+(recording,) = load(Path("scenario_1.parquet"))
+assert len(recording.tracks[0].state) == 30
+""",
+    "sumo": """
+from pathlib import Path
+from bozzetto.trajectory import simulate
+assert len(simulate(Path("traffic"), "merge", seconds=20).tracks) > 1
+""",
 }
 
 

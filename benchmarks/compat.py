@@ -3,7 +3,7 @@
 `make compat` installs torch, torchvision, timm, transformers and torch_geometric into .venv-compat
 (6 GB) and runs this. Weights are random, configurations small. A finished cell is kept in
 benchmarks/cache/compat for these versions, so that a run goes on where it was stopped and
-NETWORKS="gpt2 vit" can run some of them; the file of results is written after every cell.
+NETWORKS="GPT-2 ViT" can run some of them.
 """
 
 import json
@@ -102,18 +102,11 @@ def row_of(name: str, wanted: bool) -> Row | None:
 
 def compat() -> dict[str, Any]:
     """All networks, or those that NETWORKS names by a part of the name; others as cached."""
-    from run import write
-
     chosen = os.environ.get("NETWORKS", "").split()
     rows: dict[str, Row | None] = {}
     for name in NETWORKS:
         rows[name] = row_of(name, not chosen or any(part in name for part in chosen))
         print(rows[name], flush=True)
-        write("compat", _result(rows))
-    return _result(rows)
-
-
-def _result(rows: dict[str, Row | None]) -> dict[str, Any]:
     return {
         "keep": KEEP,
         "versions": versions(),

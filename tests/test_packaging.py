@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+TOOLS = {"dev", "docs", "interop"}  # extras for who works on Bozzetto
 SPARE = {"bozzetto"}  # an extra may be made of other extras
 
 
@@ -146,8 +147,11 @@ def test_the_lowest_versions_are_the_bounds_and_the_tools_the_pins():
     lowest = dict(line.split("==") for line in script["lowest"]())
     tools = {name for name in lowest if lowest[name] == pins().get(canonicalize_name(name))}
     assert {"pytest", "hypothesis"} <= tools
+    assert set(script["lowest"](["torch"])) - set(script["lowest"]()) == {
+        f"torch=={pins()['torch']}"
+    }
     used = [*PROJECT["dependencies"]]
-    used += [r for extra in EXTRAS if extra not in {"dev", "docs"} for r in EXTRAS[extra]]
+    used += [r for extra in EXTRAS if extra not in TOOLS for r in EXTRAS[extra]]
     for requirement in map(Requirement, used):
         assert requirement.specifier.contains(lowest[requirement.name]), requirement
         assert any(s.version == lowest[requirement.name] for s in requirement.specifier)
@@ -155,4 +159,4 @@ def test_the_lowest_versions_are_the_bounds_and_the_tools_the_pins():
 
 def test_every_extra_for_users_is_tried_by_itself():
     uses = runpy.run_path(str(ROOT / ".ci" / "extras.py"))["USES"]
-    assert uses.keys() == EXTRAS.keys() - {"dev", "docs"}
+    assert uses.keys() == EXTRAS.keys() - TOOLS

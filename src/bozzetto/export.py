@@ -4,6 +4,7 @@ import copy
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,10 +186,20 @@ def _exported(model: nn.Module, inputs: Batch, batch: str) -> torch.export.Expor
         return {0: free} if free is not None and _batched(value, size) else None
 
     shapes = tree_map(axes, (args, kwargs)) if free is not None else None
-    with torch.no_grad():
+    with torch.no_grad(), _one_error():
         return torch.export.export(
             model, args, kwargs, dynamic_shapes=_named(model, shapes), strict=False
         )
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """What torch raises, of many kinds and many lines, as a RuntimeError of one."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RuntimeError(f"torch cannot export this network: {reason}") from error
 
 
 def _named(model: nn.Module, shapes: Any) -> Any:
@@ -216,9 +227,10 @@ def _write_onnx(model: nn.Module, path: Path, inputs: Batch, batch: str, opset: 
     except ImportError:
         raise ImportError("ONNX needs: pip install 'bozzetto[onnx]'") from None
     program = _exported(model, inputs, batch)
-    made = torch.onnx.export(
-        program, opset_version=opset, dynamo=True, optimize=False, verbose=False
-    )
+    with _one_error():
+        made = torch.onnx.export(
+            program, opset_version=opset, dynamo=True, optimize=False, verbose=False
+        )
     assert made is not None
     limit = 8 * _FEW  # bytes: no constant is spread out that is not tiny
     onnxscript.optimizer.optimize_ir(made.model, input_size_limit=limit, output_size_limit=limit)
