@@ -52,21 +52,36 @@ def shrunk(model: nn.Module, x: torch.Tensor, name: str, options: Row) -> nn.Mod
     return uniform(model, name, options, low)
 
 
-def _random(name: str) -> tuple[dict[str, nn.Module], Sequence[Any]]:
-    model, x = NETWORKS[name](), torch.randn(1, 3, 224, 224)
+def _uniform(
+    model: nn.Module, batches: Sequence[Any]
+) -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    """Of random weights: low rank and input-side folds."""
     kinds: list[tuple[str, str, Row]] = [
         ("lowrank", "lowrank", {}), ("fold in", "sketched", {"sides": "in"}),
     ]  # fmt: skip
-    made = {form: shrunk(model, x, method, options) for form, method, options in kinds}
-    return {"dense": model} | made, [x, torch.randn(4, 3, 224, 224)]
+    made = {form: shrunk(model, batches[0], method, opts) for form, method, opts in kinds}
+    return {"dense": model} | made, batches
+
+
+def _images(name: str) -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    return _uniform(NETWORKS[name](), [torch.randn(b, 3, 224, 224) for b in (1, 4)])
+
+
+def _crepe() -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    from crepe import Crepe
+
+    return _uniform(Crepe("full").eval(), [torch.randn(b, 1024) for b in (1, 32)])
 
 
 def _resnet20() -> tuple[dict[str, nn.Module], Sequence[Any]]:
+    """Also at rank 1 everywhere: what no choice of ranks can be faster than."""
     from cifar import images, resnet
 
     model, x = resnet(20), images("train")[0][:128]
     small, _ = bz.compress(model, bz.Budget(flops=KEEP), [x], methods=("lowrank",))
-    return {"dense": model, "compressed": small}, [x[:1], x[:32]]
+    ones = {path: Choice("lowrank", 1, 0, 0) for path in find_sites(model)[0]}
+    least = bz.rebuild(model, Plan(ones, {})).eval()
+    return {"dense": model, "compressed": small, "rank 1": least}, [x[:1], x[:32]]
 
 
 def _minilm() -> tuple[dict[str, nn.Module], Sequence[Any]]:
@@ -75,13 +90,15 @@ def _minilm() -> tuple[dict[str, nn.Module], Sequence[Any]]:
     network = case()
     calibration = list(network.calibration)[::4]
     small, _ = bz.compress(network.model, bz.Budget(flops=KEEP), calibration, layers=network.layers)
-    return {"dense": network.model, "compressed": small}, [calibration[0], calibration[-1]]
+    one = ({name: x[:1] for name, x in calibration[-1][0].items()}, None)
+    return {"dense": network.model, "compressed": small}, [one, calibration[-1]]
 
 
 CASES: dict[str, Callable[[], tuple[dict[str, nn.Module], Sequence[Any]]]] = {
     "ResNet-20": _resnet20,
-    "ViT-B": lambda: _random("ViT-B"),
-    "ResNet-50": lambda: _random("ResNet-50"),
+    "CREPE": _crepe,
+    "ViT-B": lambda: _images("ViT-B"),
+    "ResNet-50": lambda: _images("ResNet-50"),
     "MiniLM": _minilm,
 }
 

@@ -183,17 +183,21 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_layer_is_not_made_smaller_where_that_takes_longer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By a clock on which every matrix product takes a while whatever its size."""
+def a_while_each(product: float) -> Callable[..., dict[str, list[Sample]]]:
+    """A clock on which every matrix product takes a while more, whatever its size."""
 
     def seconds(run: Callable[[], object]) -> float:
         with torch.no_grad(), Products() as products:
             run()
-        return 1e-4 * products.count + 1e-9 * count_flops(run)
+        return product * products.count + 1e-9 * count_flops(run)
 
-    monkeypatch.setattr(prices, "sample_clocks", by(seconds))
+    return by(seconds)
+
+
+def test_a_layer_is_not_made_smaller_where_that_takes_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prices, "sample_clocks", a_while_each(1e-4))
     model, batches = wide()
     narrow = nn.Sequential(model, nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
     _, plan = bz.compress(narrow, bz.Budget(latency=0.7), batches, methods=("lowrank",))
@@ -201,6 +205,21 @@ def test_a_layer_is_not_made_smaller_where_that_takes_longer(
     assert plan.choices
     assert set(plan.choices) <= {"0.0", "0.2", "0.4"}  # what is wide enough to gain
     assert {"1", "3"} <= set(plan.dense)
+
+
+def test_a_bound_on_latency_keeps_a_network_of_few_values_from_being_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prices, "sample_clocks", a_while_each(5e-3))
+    model, batches = wide()
+    small, _ = bz.compress(model, 0.5, batches, methods=("lowrank",))
+    times = prices.time_models({"target": model, "small": small}, batches[0])
+    assert times["small"] > times["target"]  # two products each take longer than they save
+    budget = bz.Budget(params=0.5, latency=1.0)
+    quick, plan = bz.compress(model, budget, batches, methods=("lowrank",))
+    times = prices.time_models({"target": model, "quick": quick}, batches[0])
+    assert times["quick"] <= times["target"]
+    assert plan.kept("params") <= 0.5
 
 
 def test_a_plan_takes_a_fraction_as_well_as_a_budget() -> None:

@@ -150,6 +150,37 @@ def test_a_folded_layer_gives_what_the_sketched_one_gives(
     assert_close(folded(x), expected, atol=1e-5, rtol=1e-5)
 
 
+def hooked(core: Any) -> None:
+    core.register_forward_hook(lambda *_: None)
+
+
+def covered(core: Any) -> None:
+    core.forward = core.forward
+
+
+def replaced(core: Any) -> None:
+    class Other(type(core)):
+        pass
+
+    core.__class__ = Other
+
+
+@pytest.mark.parametrize("sides", ["in", "both"])
+@pytest.mark.parametrize("how", [hooked, covered, replaced])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_bias_within_the_product_is_the_bias_added_where_a_core_must_be_called(
+    name: str, how: Any, sides: str
+) -> None:
+    build, shape = LAYERS[name]
+    layer, x = build(sides=sides), normal(*shape).float()
+    term: Any = layer.terms[-1]
+    assert term.fuses(x, layer.bias) == (name != "transposed")
+    y = layer(x)
+    how(term[1])
+    assert not term.fuses(x, layer.bias)
+    assert_close(layer(x), y)
+
+
 @pytest.mark.parametrize(
     "layer",
     [

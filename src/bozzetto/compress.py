@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from bozzetto.batches import call, in_mode, tensors
 from bozzetto.budget import Budget
 from bozzetto.expand import expand
+from bozzetto.grouped import GroupedStats
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import seeded
 from bozzetto.menu import Menu, Methods, menu, methods_for
 from bozzetto.methods import Objective, make_method
 from bozzetto.ops import Lookup
 from bozzetto.plan import Choice, Plan
-from bozzetto.prices import count_params, time_models
+from bozzetto.prices import count_bytes, count_params, time_models
 from bozzetto.refit import refit_
 from bozzetto.sites import Site, find_sites, lookup_twin, replace_module_
-from bozzetto.stats import Loss, Stats, collect
+from bozzetto.stats import Loss, Stats
 
 Metric = Callable[[nn.Module], Any]
+_HELD = 1 << 30  # bytes of moments that are held at once however small the target is
 _TRIES = 5  # of a bound on the forecast latency
 _CLOSE, _AIM = 0.93, 0.97  # of the asked latency: near enough; what the next try aims at
 
@@ -176,8 +178,8 @@ def survey(
     batches = list(calibration)
     if not batches:
         raise ValueError("calibration needs at least one batch; got none")
-    found = collect(model, batches, loss=loss)
-    stats = {path: each.crashed(robustness) for path, each in found.items()}
+    most = max(count_bytes(model), _HELD)
+    stats = GroupedStats(model, batches, most=most, loss=loss, robustness=robustness)
     made = menu(
         model, stats, methods=methods, layers=layers, batch=batches[0], timed=timed, seed=seed
     )

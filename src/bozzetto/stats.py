@@ -1,7 +1,7 @@
 """What calibration keeps of a layer: moments of its input patches and of its output's gradient."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -140,7 +140,11 @@ def layer_maps(model: nn.Module) -> dict[str, LinearMap]:
 
 
 def collect(
-    model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    loss: Loss | None = None,
+    paths: Collection[str] | None = None,
 ) -> dict[str, Stats]:
     """Run calibration batches and keep the moments of each layer of the expanded model.
 
@@ -150,6 +154,7 @@ def collect(
         loss: (output, target) -> scalar, whose gradient weighs the layers' errors. Without one, the
             gradient is that of the output's inner product with fixed random signs, which weighs
             by the squared change of the output.
+        paths: of layers of the expanded model, to keep the moments of no others; None: of all.
 
     Returns:
         {path: Stats} of the layers that were reached.
@@ -164,7 +169,8 @@ def collect(
             raise ValueError(f"a target needs finite weights; {wrong[:5]} have NaN or infinity")
         for p in model.parameters():
             p.requires_grad_(p.is_floating_point())
-        meters = {path: _Meter.of(m) for path, m in layer_maps(model).items()}
+        maps = layer_maps(model)
+        meters = {p: _Meter.of(m) for p, m in maps.items() if paths is None or p in paths}
         count = 0
         for count, batch in enumerate(batches, 1):
             _measure(model, batch, meters, loss, count)

@@ -11,7 +11,7 @@ from bozzetto.nn.convs import (
 from bozzetto.nn.folded import Folded
 from bozzetto.nn.inference import for_inference
 from bozzetto.nn.layers import SketchEmbedding, SketchLinear
-from bozzetto.nn.parts import Down, Hashed, JointDown, Raised, Sum, Up
+from bozzetto.nn.parts import Down, Hashed, JointDown, Lowered, Raised, Sum, Up
 from bozzetto.nn.signs import Signs
 from bozzetto.nn.sketched import Sketched
 from bozzetto.nn.stack import Stack
@@ -21,6 +21,7 @@ __all__ = [
     "Folded",
     "Hashed",
     "JointDown",
+    "Lowered",
     "Raised",
     "Signs",
     "SketchConv1d",

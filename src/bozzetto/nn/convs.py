@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.nn.parts import Down, JointDown, Raised, Up, map_order
+from bozzetto.nn.parts import Down, JointDown, Lowered, Raised, Up, map_order
 from bozzetto.nn.sketched import Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
 
@@ -72,8 +72,8 @@ class _SketchConv(Sketched):
             wide = sketch.k * groups
             if form == "joint":
                 down = JointDown(sketch, core(in_channels, wide), groups, scale)
-                return nn.Sequential(down, self.conv(wide, out_channels, 1, **place))
-            return nn.Sequential(Down(sketch, dim, groups, scale), core(wide, out_channels))
+                return Lowered(down, self.conv(wide, out_channels, 1, **place))
+            return Lowered(Down(sketch, dim, groups, scale), core(wide, out_channels))
 
         super().__init__(
             Shape(n, m, groups, tuple(taps), dim),

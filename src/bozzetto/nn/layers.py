@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from bozzetto.nn.parts import Down, Hashed, Raised, Up
+from bozzetto.nn.parts import Down, Hashed, Lowered, Raised, Up
 from bozzetto.nn.sketched import Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
 
@@ -39,7 +39,7 @@ class SketchLinear(Sketched):
             return Raised(core(in_features, sketch.k), Up(sketch, scale=scale))
 
         def inputs(sketch: Sketch, scale: float) -> nn.Module:
-            return nn.Sequential(Down(sketch, scale=scale), core(sketch.k, out_features))
+            return Lowered(Down(sketch, scale=scale), core(sketch.k, out_features))
 
         super().__init__(
             Shape(in_features, out_features, 1, (), -1),

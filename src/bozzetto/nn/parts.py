@@ -3,7 +3,9 @@
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from bozzetto.sketch import Sketch
 
@@ -65,6 +67,37 @@ class Raised(nn.Sequential):
         return up(y, onto)
 
 
+class Lowered(nn.Sequential):
+    """What sketches the input, then a core, which may take a bias into its own operation."""
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """core(down(x)) + bias; a bias (m,) only where `fuses` says so."""
+        down, core = self
+        x = down(input)
+        if bias is None:
+            return core(x)
+        weight = cast(Tensor, core.weight)
+        if isinstance(core, nn.Linear):
+            return F.linear(x, weight, bias)
+        return cast(nn.Conv2d, core)._conv_forward(x, weight, bias)
+
+    def fuses(self, x: Tensor, bias: Tensor) -> bool:
+        """Whether calling the core does nothing but apply torch's own operation to its weight.
+
+        Not where it has hooks, was replaced or is being traced: then it must be seen to be called.
+        """
+        core = self[1]
+        if type(core) not in _FUSING or isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
+            return False
+        hooks = (core._forward_hooks, core._forward_pre_hooks, core._backward_hooks)
+        watched = any(hooks) or core._backward_pre_hooks or _has_any_global_hook()
+        own = core.bias is None and core.weight.dtype is bias.dtype
+        return own and not watched and "forward" not in core.__dict__
+
+
+_FUSING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 class JointDown(nn.Module):
     """Sketch whole patches: the fixed convolution whose kernel is scale · U.
 
@@ -114,6 +147,9 @@ class Hashed(nn.Module):
 class Sum(nn.Module):
     """y = Σ_t term_t(x) + bias, the bias along axis `dim`.
 
+    The bias goes into the first term that takes it for nothing (`Lowered`); terms that add in their
+    own last pass (`Raised`) come last, whatever the order of the terms.
+
     Raises:
         ValueError: without terms.
     """
@@ -128,16 +164,24 @@ class Sum(nn.Module):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The terms' outputs, added; a `Raised` term adds in its own last pass."""
-        bias = self.bias
-        y = None
+        """The terms' outputs, added."""
+        y, bias = None, self.bias
         for term in self.terms:
             if isinstance(term, Raised):
-                y, bias = term(x, bias if y is None else y), bias if y is not None else None
+                continue
+            if isinstance(term, Lowered) and bias is not None and term.fuses(x, bias):
+                own, bias = term(x, bias), None
             else:
-                y = term(x) if y is None else y + term(x)
+                own = term(x)
+            y = own if y is None else y + own
+        if bias is not None:
+            bias = _along(bias, self.dim)
+            y = bias if y is None else y + bias.to(y.dtype)
+        for term in self.terms:
+            if isinstance(term, Raised):
+                y = term(x, y)
         assert y is not None
-        return y if bias is None else y + _along(bias, self.dim).to(y.dtype)
+        return y
 
 
 def _along(bias: Tensor, dim: int) -> Tensor:
