@@ -33,7 +33,11 @@ KILLS, KILL_CHUNKS, CASES = 40, 5, 1000
 def fuzz_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
     """Chunks of inputs of every reader."""
     from arguments import fuzz_arguments
-    from strangers import STRANGERS, Tally, fuzz
+    from fuzzing import Tally, fuzz
+    from strangers import STRANGERS
+
+    def run(reader: str, inputs: int, seed: int) -> Row:
+        return row(reader, fuzz(STRANGERS, reader, inputs, seed))
 
     def row(reader: str, tally: Tally) -> Row:
         faults = {"faults": len(tally.faults), "which": tally.faults[:20]}
@@ -43,7 +47,10 @@ def fuzz_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
     for seed in range(100, 100 + FUZZ_CHUNKS):
         for name in STRANGERS:
             inputs = FUZZ_CHUNK * (MORE if name in QUICK and seed > 100 else 1)
-            yield f"{name}/{seed}/{inputs}", lambda n=name, s=seed, i=inputs: row(n, fuzz(n, i, s))
+            yield (
+                f"{name}/{seed}/{inputs}",
+                lambda n=name, s=seed, i=inputs: run(n, i, s),
+            )
     yield "arguments/100/500", lambda: row("arguments", fuzz_arguments(FUZZ_CHUNK, 100))
 
 

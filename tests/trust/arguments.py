@@ -9,9 +9,10 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+from fuzzing import Tally, fast_folder
 from guarding import guard
 from mutating import mutate_arguments
-from strangers import STRANGERS, Tally, fast_folder
+from strangers import STRANGERS
 
 from bozzetto.cli import run
 

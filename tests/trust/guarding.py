@@ -27,6 +27,7 @@ _CHANGING = (
     "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod",
     "os.chown", "os.truncate", "os.utime", "os.setxattr", "shutil.rmtree",
 )  # fmt: skip
+_FOLDERS = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}  # where the folder's descriptor stands
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -55,7 +56,14 @@ class _Watch:
         if event == "open" and isinstance(args[0], str | bytes) and (args[2] or 0) & _WRITING:
             return self._outside(event, args[0])
         if event in _CHANGING:
-            found = [self._outside(event, a) for a in args[:2] if isinstance(a, str | bytes)]
+            own = args[1:2] if event == "os.symlink" else args[:2]  # a link's target is not touched
+            fd = args[_FOLDERS[event]] if event in _FOLDERS else -1
+            base = "" if fd < 0 else os.readlink(f"/proc/self/fd/{fd}") + "/"  # noqa: PTH115
+            found = [
+                self._outside(event, base + os.fsdecode(a))
+                for a in own
+                if isinstance(a, str | bytes)
+            ]
             return next((f for f in found if f), None)
         return None
 

@@ -3,46 +3,26 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from guarding import fault
+from fuzzing import Change, Stranger
 from mutating import as_json, mutate_bytes, mutate_json, mutate_safetensors
+from strange_architectures import ARCHITECTURES, resealed
 from torch import nn
 
 import bozzetto as bz
 from bozzetto.images import image_batches
 from bozzetto.regress.sources import checked_batch
+from bozzetto.report import Section, add_sections, read_sections, write_report
 from bozzetto.train.checkpoint import read_checkpoint, write_checkpoint
 from bozzetto.trajectory import fresh, load_predictor, save_predictor
 from bozzetto.trajectory import load as recordings
 from bozzetto.trajectory.scenes import scenes_of
-
-Change = Callable[[bytes, Random], bytes]
-
-
-@dataclass(frozen=True)
-class Stranger:
-    """A reader of a folder, and how its files may come.
-
-    Attributes:
-        write: puts valid files into a folder.
-        read: reads the folder, to the end of what its content decides.
-        changes: of files whose names end so; other files are mutated as bytes only.
-        reseal: mends what a forger would mend too, such as checksums.
-    """
-
-    write: Callable[[Path], object]
-    read: Callable[[Path], object]
-    changes: dict[str, Change] = field(default_factory=dict)
-    reseal: Callable[[Path], object] = lambda folder: None
 
 
 def plain() -> nn.Module:
@@ -63,17 +43,6 @@ def _saved(folder: Path, kind: str, keep: float, method: str) -> None:
     bz.save(folder / "saved", *bz.compress(model, keep, [torch.randn(shape)], methods=method))
 
 
-def _resealed(folder: Path) -> None:
-    """The checksum in plan.json made that of the weights: who forges can count too."""
-    file = folder / "saved" / "plan.json"
-    try:
-        data = json.loads(file.read_text())
-        data["sha256"] = sha256((folder / "saved" / "model.safetensors").read_bytes()).hexdigest()
-        file.write_text(json.dumps(data))
-    except (ValueError, TypeError, OSError):
-        return
-
-
 def _saved_network(kind: str, keep: float, method: str) -> Stranger:
     def read(folder: Path) -> object:
         model = MODELS[kind]()
@@ -85,7 +54,7 @@ def _saved_network(kind: str, keep: float, method: str) -> Stranger:
         return small
 
     changes = {".json": as_json(mutate_json), ".safetensors": mutate_safetensors}
-    return Stranger(lambda f: _saved(f, kind, keep, method), read, changes, _resealed)
+    return Stranger(lambda f: _saved(f, kind, keep, method), read, changes, resealed)
 
 
 def _read_plan(folder: Path) -> object:
@@ -315,6 +284,16 @@ def _parsed(file: Path) -> Any:
         return text
 
 
+def _report(folder: Path) -> None:
+    _, plan = bz.sketch(plain(), 0.5)
+    add_sections(folder / "report", [Section("The plan", plan), Section("Again", plan, "text")])
+
+
+def _read_report(folder: Path) -> object:
+    found = read_sections(folder / "report")
+    return write_report(folder / "report" / "page.html", found, title="read")
+
+
 _SHARD = json.dumps([[[1.0, 2.0], [3.0, 4.0]], [1.0, 2.0], [1.0, 0.5]])
 _RECIPE = json.dumps(bz.Recipe().to_dict())
 _BUDGET = json.dumps({"params": 0.5, "flops": None, "bytes": 0.25, "latency": 1})
@@ -350,70 +329,6 @@ STRANGERS: dict[str, Stranger] = {
     "Argoverse": Stranger(_argoverse, _read_recordings, _PARQUET),
     "images: parquet": Stranger(_image_parquet, _read_images, _PARQUET),
     "images: folder": Stranger(_image_folder, _read_images),
+    "report": Stranger(_report, _read_report, _JSON, modules=frozenset({"jinja2"})),
+    **ARCHITECTURES,
 }  # fmt: skip
-
-
-@dataclass
-class Tally:
-    """What became of the inputs of one reader."""
-
-    accepted: int = 0
-    refused: int = 0
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> int:
-        return self.accepted + self.refused + len(self.faults)
-
-
-def fuzz(name: str, inputs: int, seed: int) -> Tally:
-    """Read so many mutations of a stranger's files; each is made by (name, seed, its number)."""
-    stranger, tally = STRANGERS[name], Tally()
-    with TemporaryDirectory(prefix="trust-", dir=fast_folder()) as place:
-        folder = Path(place)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            stranger.write(folder)
-            valid = {f: f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-            stranger.read(folder)  # loads what it needs before it is watched
-        for number in range(inputs):
-            mutate(stranger, valid, Random(f"{name}/{seed}/{number}"))
-            try:
-                end, wrong = fault(lambda: stranger.read(folder), folder)
-            finally:
-                restore(folder, valid)
-            if wrong is not None:
-                tally.faults.append(f"{name}/{seed}/{number}: {wrong}")
-            elif end == "accepted":
-                tally.accepted += 1
-            else:
-                tally.refused += 1
-    return tally
-
-
-def fast_folder() -> str | None:
-    """Where files cost no disk."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def mutate(stranger: Stranger, valid: dict[Path, bytes], random: Random) -> None:
-    """Change one of the files."""
-    file = random.choice(list(valid))
-    change = stranger.changes.get(file.suffix, mutate_bytes)
-    change = mutate_bytes if random.random() < 0.25 else change
-    data = change(valid[file], random)
-    file.write_bytes(data)
-    if random.random() < 0.01:
-        file.unlink()
-    if random.random() < 0.9:
-        stranger.reseal(file.parents[1])
-
-
-def restore(folder: Path, valid: dict[Path, bytes]) -> None:
-    """The valid files again, and nothing else."""
-    for file in folder.rglob("*"):
-        if file.is_file() and file not in valid:
-            file.unlink()
-    for file, data in valid.items():
-        if not file.exists() or file.read_bytes() != data:
-            file.write_bytes(data)

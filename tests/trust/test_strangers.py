@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from arguments import fuzz_arguments
+from fuzzing import fuzz
 from guarding import Trespass, fault, guard
-from strangers import STRANGERS, arrays, fuzz, plain
+from strangers import STRANGERS, arrays, plain
 
 import bozzetto as bz
 from bozzetto.data import load_model
@@ -26,7 +27,7 @@ INPUTS = 30  # of every reader here; benchmarks/run.py trust-fuzz reads far more
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_mutated_file_is_read_or_refused_by_name(name: str) -> None:
-    tally = fuzz(name, INPUTS, seed=1)
+    tally = fuzz(STRANGERS, name, INPUTS, seed=1)
     assert tally.faults == []
     assert tally.refused > 0
     assert tally.inputs == INPUTS
