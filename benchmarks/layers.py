@@ -3,28 +3,26 @@
 A cell is (layer, keep, batch, threads, pass); all its forms are timed in turn. The floor of a form
 is the larger of its bytes (parameters, buffers, input, output) over the bandwidth of a copy as
 large, and its operations over the rate of a large matrix product, both measured in the same cell;
-three times that for forward and backward. With one thread milliseconds and floors are of processor
-time, with two of the wall's clock. Cells are kept, and SECONDS bounds a run.
+three times that for forward and backward, whose gradient at the output is given. With one thread
+milliseconds and floors are of processor time, with two of the wall's clock. Cells are kept, and
+SECONDS bounds a run.
 """
 
 import os
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from bozzetto.maps import LinearMap, linear_map
-from bozzetto.methods import METHODS, make_method
-from bozzetto.nn import for_inference
 from bozzetto.prices import count_bytes, count_flops
-from bozzetto.sketch import make_sketch
 from bozzetto.timing import Sample, sample_clocks, with_threads
+from forms import FourProducts, forms, ready
 from pretrained import Cells
+
+__all__ = ["BENCHMARKS", "FourProducts", "forms"]
 
 Row = dict[str, Any]
 ROUNDS = 9
@@ -48,6 +46,12 @@ def _conv(n: int, size: int, taps: int) -> Case:
     return Case(build, lambda b: torch.randn(b, n, size, size), (1, 8, 32))
 
 
+def _by_pixels(case: Case) -> Case:
+    """With the channels of a pixel side by side, as weights get them too (`measure`)."""
+    last = torch.channels_last
+    return case._replace(inputs=lambda b: case.inputs(b).contiguous(memory_format=last))
+
+
 CASES: dict[str, Case] = {
     "linear 384": _linear(384, 384),
     "linear 1024": _linear(1024, 1024),
@@ -56,6 +60,7 @@ CASES: dict[str, Case] = {
     "linear 1024 to 4096": _linear(1024, 4096),
     "conv 64 at 32": _conv(64, 32, 3),
     "conv 256 at 28": _conv(256, 28, 3),
+    "conv 256 at 28 by pixels": _by_pixels(_conv(256, 28, 3)),
     "conv 512 at 14": _conv(512, 14, 3),
     "conv 1x1 256 at 28": _conv(256, 28, 1),
     "embedding 30522x384": Case(
@@ -63,97 +68,6 @@ CASES: dict[str, Case] = {
     ),
 }
 KEEPS = (2, 4, 8, 16)  # times fewer weight values
-
-
-class FourProducts(nn.Module):
-    """The paper's SK-FC or SK-CONV as its formula says, every matrix held: as others publish it."""
-
-    def __init__(self, dense: nn.Module, k: int) -> None:
-        super().__init__()
-        m = linear_map(dense)
-        layer = partial(m.op.layer, bias=False, like=m.weight)
-        point = partial(m.op.pointwise, bias=False, like=m.weight)
-        self.s1, self.u1t = layer(m.inputs, k), point(k, m.outputs)
-        self.u2, self.s2 = point(m.inputs, k), layer(k, m.outputs)
-        for part, u in (
-            (self.u1t, make_sketch("sign", m.outputs, k, 1).dense().T),
-            (self.u2, make_sketch("sign", m.inputs, k, 2).dense()),
-        ):
-            value = u.reshape(cast(Tensor, part.weight).shape)
-            part.weight = nn.Parameter(value, requires_grad=False)
-        self.bias = m.bias
-        self.shape = (-1, *[1] * (-1 - m.op.dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(U1ᵀ S1 x + S2 U2 x)/2 + b."""
-        y = (self.u1t(self.s1(x)) + self.s2(self.u2(x))) / 2
-        return y if self.bias is None else y + self.bias.view(self.shape)
-
-
-def _tensorly(dense: nn.Module, keep: int) -> nn.Module:
-    tl = import_module("tltorch")
-    made: Any
-    if isinstance(dense, nn.Linear):
-        n, m = dense.in_features, dense.out_features
-        split = {384: (16, 24), 1024: (32, 32), 4096: (64, 64)}
-        made = tl.FactorizedLinear(
-            split[n], split[m], factorization="tucker", rank=1 / keep, implementation="factorized"
-        )
-    else:
-        conv = cast(nn.Conv2d, dense)
-        made = tl.FactorizedConv(
-            conv.in_channels, conv.out_channels, conv.kernel_size, order=2,
-            padding=cast(Any, conv.padding), factorization="tucker", rank=1 / keep,
-            implementation="factorized",
-        )  # fmt: skip
-    for p in made.parameters():
-        nn.init.normal_(p, std=0.05)
-    return made
-
-
-def _sign_size(m: LinearMap, keep: int) -> int:
-    """So many signs a side that bits and core take 1/keep of the dense bytes."""
-    rows, d = m.block
-    side = (rows + d) / 32  # of four-byte values
-    return max(1, int((side**2 / 4 + rows * d / keep) ** 0.5 - side / 2))
-
-
-def forms(dense: nn.Module, keep: int, *, rare: bool = True) -> dict[str, nn.Module]:
-    """Every form with 1/keep of the dense weight values (signs: of the bytes).
-
-    `rare` adds those that are made for memory, not for time, and tensorly-torch where it is there.
-    """
-    m = linear_map(dense)
-    made: dict[str, nn.Module] = {"dense": dense}
-    lookup = isinstance(dense, nn.Embedding)
-    for name, sides, terms in (
-        ("fold in", "in", 1), ("fold out", "out", 1), ("fold both", "both", 1),
-        ("fold both l=2", "both", 2),
-    ):  # fmt: skip
-        method = make_method("sketched", {"sides": sides, "terms": terms})
-        if lookup and sides != "out":
-            continue
-        size = method.most(m, 1 / keep)
-        if size:
-            made[name] = method.build(m, size, 1)
-    for name in ("lowrank", "tucker", "blocks", "signs", "hybrid"):
-        memory = name in ("blocks", "signs", "hybrid")
-        if name not in METHODS or (memory and (lookup or not rare)):
-            continue
-        method = make_method(name)
-        size = _sign_size(m, keep) if name == "signs" else method.most(m, 1 / keep)
-        if name == "hybrid":
-            size = max(1, method.most(m, 1 / keep) // 2)
-        if size and method.values(m, size) < m.weight.numel():
-            made[name] = method.build(m, size, 1)
-    if not lookup:
-        k = make_method("sketched").most(m, 1 / keep)
-        if k:
-            made["four products"] = FourProducts(dense, k)
-    small = cast(Tensor, dense.weight).numel() <= 1 << 20  # it takes seconds beyond
-    if rare and small and not lookup and find_spec("tltorch"):
-        made["tensorly-torch"] = _tensorly(dense, keep)
-    return made
 
 
 class Floor(NamedTuple):
@@ -178,11 +92,11 @@ def _forward(layer: nn.Module, x: Tensor) -> None:
         layer(x)
 
 
-def _both(layer: nn.Module, x: Tensor) -> None:
+def _both(layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
     x.grad = None
     for p in layer.parameters():
         p.grad = None
-    layer(x).sum().backward()
+    layer(x).backward(gradient)
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
@@ -192,18 +106,17 @@ def _copy(source: Tensor, target: Tensor) -> None:
 def measure(case: Case, keep: int, batch: int, threads: int, mode: str) -> Row:
     """One cell: medians over the rounds, ratios round by round."""
     dense, x = case.build(), case.inputs(batch)
-    layers = forms(dense, keep, rare=(keep, batch, mode) == (8, 32, "forward"))
-    if mode == "forward":
-        ready = {
-            f"{name}, for inference": for_inference(layers[name], x)
-            for name in ("dense", "fold in", "fold out", "fold both", "lowrank")
-            if name in layers
-        }
-        layers |= ready
-    elif x.is_floating_point():
-        x.requires_grad_()
-    run = _forward if mode == "forward" else _both
+    rare = (keep, batch, mode) == (8, 32, "forward")
+    layers = forms(dense, keep, rare=rare)
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layers = {n: cast(Any, m).to(memory_format=torch.channels_last) for n, m in layers.items()}
     floors = {name: _floor(layer, x) for name, layer in layers.items()}
+    run: Callable[..., None] = _forward
+    if mode == "forward":
+        layers |= ready(layers, x, rare=rare and threads == 1)
+    else:
+        run = partial(_both, gradient=torch.randn_like(dense(x)))
+        x.requires_grad_(x.is_floating_point())
     calls: dict[str, Callable[[], object]] = {
         name: partial(run, layer, x) for name, layer in layers.items()
     }
@@ -220,8 +133,9 @@ def measure(case: Case, keep: int, batch: int, threads: int, mode: str) -> Row:
     work = 1 if mode == "forward" else 3
 
     def floor(name: str) -> float:
-        speed = bandwidth["copy dense" if name.startswith("dense") else "copy small"]
-        return work * max(floors[name].flops / rate, floors[name].bytes / speed)
+        form, _, _ = name.partition(",")
+        speed = bandwidth["copy dense" if form == "dense" else "copy small"]
+        return work * max(floors[form].flops / rate, floors[form].bytes / speed)
 
     return {
         "milliseconds": round(1e3 * _median(found["dense"], clock), 4),
@@ -255,6 +169,7 @@ def cells() -> Iterator[tuple[str, int, int, int, str]]:
     """Those that targets are set for first."""
     linear = (1, 32, 512)
     named = {"linear 1024": linear, "linear 4096": linear, "conv 256 at 28": (1, 8)}
+    named["conv 256 at 28 by pixels"] = named["conv 256 at 28"]
     kinds = [
         (1, "forward", 8), (1, "both", 8), (1, "forward", 4), (2, "forward", 8), (2, "both", 8),
         *((t, p, k) for p in ("forward", "both") for t in (1, 2) for k in (4, 2, 16)),

@@ -290,6 +290,12 @@ def test_a_compiled_sketched_layer_gives_the_same_with_its_gradient() -> None:
     assert_close(torch.autograd.grad(y, x, ones), torch.autograd.grad(expected, x, ones))
 
 
+def test_biases_may_be_batched_alone() -> None:
+    signs, y, biases = random_signs(1, 12).double(), normal(4, 3, 3), normal(5, 12)
+    got = torch.vmap(lambda b: unfold(y, signs, 0, b.view(-1, 1, 1)))(biases)
+    assert_close(got, torch.stack([unfold(y, signs, 0, b.view(-1, 1, 1)) for b in biases]))
+
+
 def test_forward_differentiation_of_a_layer_is_its_linear_part() -> None:
     layer, x, t = bz.nn.SketchLinear(24, 20, 2).double(), normal(5, 24), normal(5, 24, seed=1)
     with forward_ad.dual_level():

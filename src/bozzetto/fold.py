@@ -65,6 +65,8 @@ def _fold(x: Tensor, signs: Tensor, k: int, dim: int) -> Tensor:
 
 def _in_two(x: Tensor, dim: int, k: int) -> Tensor:
     """An axis as blocks of k: what `unflatten` gives, which takes longer than small sums."""
+    if x.ndim == 1:
+        return x.view(-1, k)
     return x.view(*x.shape[:dim], x.shape[dim] // k, k, *x.shape[dim:][1:])
 
 
@@ -103,7 +105,17 @@ def _unfold(y: Tensor, signs: Tensor, dim: int, onto: Tensor | None = None) -> T
 
 
 def _signed(y: Tensor, signs: Tensor, onto: Tensor | None) -> Tensor:
-    return y * signs if onto is None else torch.addcmul(onto, y, signs)
+    if onto is None:
+        return y * signs
+    if signs.shape[-1] == 1 and onto.numel() == signs.numel() and _may_write():
+        # A sign and a bias for a whole plane: with two such operands torch computes value by value.
+        return (y * signs).add_(onto)
+    return torch.addcmul(onto, y, signs)
+
+
+def _may_write() -> bool:
+    """Whether a new tensor can be written to: not where another may be batched and this one not."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 class _Fold(Function):
