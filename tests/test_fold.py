@@ -15,6 +15,7 @@ from bozzetto import fold as module
 from bozzetto.fold import fold, unfold
 from bozzetto.linalg import random_normal, random_signs
 from bozzetto.nn import Folded, Stack, for_inference
+from bozzetto.prices import count_flops
 from bozzetto.sketch import FAMILIES, Fold, Sketch, make_sketch
 from networks import NETWORKS
 
@@ -163,6 +164,16 @@ def replaced(core: Any) -> None:
         pass
 
     core.__class__ = Other
+
+
+@pytest.mark.parametrize("sides", ["in", "out", "both"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_sketched_layer_takes_what_its_cores_take(name: str, sides: str) -> None:
+    build, shape = LAYERS[name]
+    layer, x = build(sides=sides), normal(*shape).float()
+    narrow = x.narrow(layer.dim, 0, layer.k)
+    cores = [partial(b.core, narrow if b.on_input else x) for b in layer.bases()]
+    assert count_flops(partial(layer, x)) == sum(map(count_flops, cores))
 
 
 @pytest.mark.parametrize("sides", ["in", "both"])

@@ -175,8 +175,7 @@ class Sum(nn.Module):
                 own = term(x)
             y = own if y is None else y + own
         if bias is not None:
-            bias = _along(bias, self.dim)
-            y = bias if y is None else y + bias.to(y.dtype)
+            y = bias if y is None else y + _along(bias, self.dim).to(y.dtype)
         for term in self.terms:
             if isinstance(term, Raised):
                 y = term(x, y)
