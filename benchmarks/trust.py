@@ -75,7 +75,7 @@ def property_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
     from promises import case, keep_promises
 
     def run(seeds: range) -> Row:
-        row: Row = {"suite": "promises", "cases": len(seeds), "kept": 0, "refused": 0}
+        row: Row = {"suite": "promises", "cases": len(seeds), "kept": 0, "least": 0, "refused": 0}
         row |= {"faults": 0, "which": []}
         for seed in seeds:
             try:

@@ -16,7 +16,7 @@ class Tied(nn.Module):
 
     def __init__(self, random: Random) -> None:
         super().__init__()
-        words, width = random.randint(20, 60), random.choice((8, 12, 16))
+        words, width = random.randint(30, 90), random.choice((12, 16, 24))
         self.table = nn.Embedding(words, width)
         self.middle = random.choice((nn.Linear(width, width), nn.Identity()))
         self.head = nn.Linear(width, words, bias=False)
@@ -68,7 +68,7 @@ class Drawn:
 
 
 def _width(random: Random) -> int:
-    return random.choice((5, 8, 12, 17, 24, 32))
+    return random.choice((8, 12, 17, 24, 32, 48))
 
 
 def _dense(random: Random, parts: list[str]) -> tuple[nn.Module, tuple[int, ...]]:
@@ -76,7 +76,11 @@ def _dense(random: Random, parts: list[str]) -> tuple[nn.Module, tuple[int, ...]
     layers: list[nn.Module] = []
     for _ in range(random.randint(1, 4)):
         m = _width(random)
-        layers += [nn.Linear(n, m, bias=random.random() < 0.8), random.choice(ACTIVATIONS)()]
+        if lazy := random.random() < 0.05:
+            parts.append("lazy")
+        bias = random.random() < 0.8
+        layers.append(nn.LazyLinear(m, bias=bias) if lazy else nn.Linear(n, m, bias=bias))
+        layers.append(random.choice(ACTIVATIONS)())
         n = m
         match random.randrange(8):
             case 0:
@@ -105,10 +109,10 @@ def _conv(random: Random, parts: list[str]) -> tuple[nn.Module, tuple[int, ...]]
     dims = random.choice((1, 2, 2))
     kinds: Any = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTranspose2d)}[dims]
     groups = random.choice((1, 1, 1, 2))
-    n = first = groups * random.choice((2, 3, 4))
+    n = first = groups * random.choice((3, 4, 8))
     layers: list[nn.Module] = []
     for _ in range(random.randint(1, 3)):
-        m, kernel = groups * random.choice((3, 4, 8)), random.choice((1, 2, 3))
+        m, kernel = groups * random.choice((4, 8, 12)), random.choice((1, 2, 3))
         if random.random() < 0.15:
             layers.append(kinds[1](n, m, kernel, stride=random.choice((1, 2)), groups=groups))
             parts.append("transposed")
@@ -151,6 +155,8 @@ def drawn(seed: int) -> Drawn:
             kind = random.choice((_dense, _dense, _conv, _conv, _composite))
             model, shape = kind(random, parts)
             inputs = [torch.randn(random.choice((1, 7, 16)), *shape) for _ in range(2)]
+        if "lazy" in parts:
+            model.eval()(inputs[0])
         dtype = random.choice(DTYPES)
         _odd(model, random, parts)
         model.eval()

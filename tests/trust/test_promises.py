@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import bozzetto as bz
+from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import seeded
 
 
 @given(st.integers(0, 2**20))
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_promises_are_kept(seed: int) -> None:
     keep_promises(seed)
 
@@ -33,7 +34,7 @@ def test_drawn_cases_are_of_every_kind() -> None:
     parts = {part for seed in range(300) for part in drawn(seed).parts}
     assert parts == {
         "attention", "bfloat16", "buffers", "channels last", "convolutions", "float16", "float64",
-        "frozen", "gradients", "groups", "hooks", "mixed modes", "parametrization",
+        "frozen", "gradients", "groups", "hooks", "lazy", "mixed modes", "parametrization",
         "shared module", "tied weights", "transposed", "weight norm",
     }  # fmt: skip
 
@@ -66,6 +67,19 @@ def test_a_broken_promise_is_seen(harm: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bz, "compress", harmful)
     with pytest.raises(AssertionError):
         keep_promises(seed)
+
+
+def test_a_refusal_of_what_can_be_met_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(model: nn.Module, budget: bz.Budget, *_: object, **__: object) -> None:
+        raise Unreachable("no plan keeps it")
+
+    seeds = (s for s in range(99) if case(s).way in ("lowrank", "signs", "sketch"))
+    kept = list(islice((s for s in seeds if keep_promises(s)[0] == "kept"), 3))
+    for name in ("compress", "sketch"):
+        monkeypatch.setattr(bz, name, refusing)
+    for seed in kept:
+        with pytest.raises(AssertionError, match="can be reached"):
+            keep_promises(seed)
 
 
 # Independence of what must not matter.
