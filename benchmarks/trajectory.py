@@ -30,7 +30,7 @@ TEST = (
 )
 SEEDS = range(5)
 KINDS: tuple[tj.Kind, ...] = ("joint", "graph", "alone")
-EPOCHS = 8  # over scenes and their mirror images
+EPOCHS = 10  # over scenes and their mirror images
 
 
 def graphs(part: str) -> list[tj.Graph]:

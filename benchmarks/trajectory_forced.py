@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from bozzetto import trajectory as tj
 from bozzetto.trajectory.page import world
@@ -21,7 +23,7 @@ SECONDS = 240  # of simulated traffic, for each seed
 CROSSING = 0.7  # cosine of the angle between headings, below which two cross
 TOLD = 0.8  # chance of a mode to be told in training, at junctions
 OPEN = 0.1  # probability of both orders from which a pair counts as open
-RESULTS = Path(__file__).parent / "results"
+PICTURE = Path(__file__).parents[1] / "docs" / "trajectory-forced.svg"
 COLOURS = {tj.GOING: "#2f6f8f", tj.YIELDING: "#c2571a"}
 
 
@@ -93,18 +95,14 @@ def _of_junctions(seed: int) -> tj.Predictor:
 
 def _picture(roads: tj.Forced, crossings: tj.Forced, predictor: tj.Predictor) -> None:
     """Shifts over time, and one simulated pair whose target is told to go and to yield."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
     for ax, found, name in [(axes[0], roads, "real roads"), (axes[1], crossings, "junctions")]:
         found.figure(ax)
         ax.set_title(name)
     _pair(axes[2], predictor)
-    figure.savefig(RESULTS / "trajectory-forced.png", dpi=90)
-    plt.close(figure)
+    with mpl.rc_context({"svg.hashsalt": "forced", "svg.fonttype": "none"}):
+        figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def _pair(ax: Any, predictor: tj.Predictor) -> None:
@@ -134,7 +132,7 @@ def _pair(ax: Any, predictor: tj.Predictor) -> None:
         ax.plot(*graph.pose[n, :2], "k^")
     ax.set_aspect("equal", "datalim")
     ax.set_title("one pair at a junction, metres")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def _told(predictor: tj.Predictor, graph: tj.Graph, edge: int, mode: int) -> Any:

@@ -57,7 +57,7 @@ def small(keep: float) -> tuple[nn.Module, bz.Plan, dict[str, float]]:
 def _tune(model: nn.Module, teach: list[tj.Graph]) -> None:
     loss = tj.Loss(tj.class_weights(teach))
     recipe = replace(tj.RECIPE, epochs=TUNED, lr=1e-3, warmup=0.1, loss=loss)
-    bz.train(model, tj.batches(teach, seed=0, edges=tj.EDGES, told=tj.TOLD), recipe)
+    bz.train(model, tj.batches(teach, told=tj.TOLD), recipe)
 
 
 def longer() -> tj.Predictor:

@@ -73,8 +73,8 @@ class Pairs(nn.Module):
 
     def forward(self, h: Tensor, e: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """(n, width), (e, width) -> (e, m)."""
-        first = self.of_target(h)[target] + self.of_source(h)[source] + self.of_edge(e)
-        return self.out(F.relu(first))
+        ends = self.of_target(h).index_select(0, target) + self.of_source(h).index_select(0, source)
+        return self.out(F.relu(ends + self.of_edge(e)))
 
 
 class Predictor(nn.Module):

@@ -54,10 +54,38 @@ def class_weights(graphs: Iterable[Graph]) -> tuple[float, ...]:
     return tuple((weights / weights.mean()).tolist())
 
 
+SIZE = 8  # scenes in a batch
+TOLD = 0.3  # chance of a known mode to be an input, so that paths follow the modes they are given
+EDGES = 0.5  # chance of an edge to be there, but for the end of the training
+_END = 0.25  # share of the training with all edges
+
+
+@dataclass
+class _Collate:
+    """Joins scenes; may leave out edges, and may tell modes."""
+
+    generator: torch.Generator
+    edges: float
+    told: float
+
+    def __call__(self, some: Sequence[Graph]) -> Any:
+        whole = joined(some)
+        if self.edges < 1:
+            whole = _thinned(whole, self._draw(len(whole.edges)) < self.edges)
+        inputs, target = whole.batch()
+        if not self.told:
+            return inputs, target
+        kept = self._draw(len(whole.modes)) < self.told
+        return (*inputs, whole.modes.where(kept, torch.tensor(UNKNOWN))), target
+
+    def _draw(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self.generator)
+
+
 def batches(
     graphs: Sequence[Graph],
     *,
-    size: int = 16,
+    size: int = SIZE,
     shuffle: bool = True,
     seed: int = 0,
     edges: float = 1.0,
@@ -73,23 +101,18 @@ def batches(
         edges: chance of every edge to be there.
         told: chance of every known mode to be an input too, in place of the network's own.
     """
-    generator = torch.Generator().manual_seed(seed)
+    collate = _Collate(torch.Generator().manual_seed(seed), edges, told)
+    return _loader(graphs, size, shuffle, collate)
 
-    def collate(some: Sequence[Graph]) -> Any:
-        whole = joined(some)
-        if edges < 1:
-            whole = _thinned(whole, torch.rand(len(whole.edges), generator=generator) < edges)
-        inputs, target = whole.batch()
-        if not told:
-            return inputs, target
-        kept = torch.rand(len(whole.modes), generator=generator) < told
-        return (*inputs, whole.modes.where(kept, torch.tensor(UNKNOWN))), target
 
+def _loader(
+    graphs: Sequence[Graph], size: int, shuffle: bool, collate: _Collate
+) -> DataLoader[Any]:
     return DataLoader(
         list(graphs),  # pyright: ignore[reportArgumentType]
         batch_size=size,
         shuffle=shuffle,
-        generator=generator,
+        generator=collate.generator,
         collate_fn=collate,
     )
 
@@ -101,12 +124,8 @@ def _thinned(graph: Graph, kept: Tensor) -> Graph:
 
 
 RECIPE = bz.Recipe(
-    epochs=8, optimizer="adamw", lr=2e-3, schedule="onecycle", warmup=0.2, clip=5.0, ema=0.99
+    epochs=10, optimizer="adamw", lr=2e-3, schedule="onecycle", warmup=0.2, clip=5.0, ema=0.99
 )
-SIZE = 16  # scenes in a batch
-TOLD = 0.3  # chance of a known mode to be an input, so that paths follow the modes they are given
-EDGES = 0.5  # chance of an edge to be there while agents learn together: costs less, tells as much
-_APART = 0.5  # share of the epochs in which every agent is by itself
 
 
 def fit(
@@ -118,34 +137,33 @@ def fit(
     told: float = TOLD,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Any:
-    """Train a network in place, first on scenes without edges, then on half of the edges.
+    """Train a network in place, on half of the edges, which costs less, and at the end on all.
 
     Args:
         predictor: fresh or trained.
         graphs: of the scenes to learn.
-        recipe: its loss is replaced by `Loss`, weighted by how often each mode occurs; its schedule
-            starts again when agents come together.
+        recipe: its loss is replaced by `Loss`, weighted by how often each mode occurs.
         size: scenes in a batch.
         told: as of `batches`, for joint networks: the more, the more paths follow given modes.
         callbacks: as of `bozzetto.train`.
 
     Returns:
-        `bozzetto.train`'s history of the epochs with edges.
+        `bozzetto.train`'s history.
 
     Raises:
         ValueError: if there are no scenes.
     """
     if not graphs:
         raise ValueError("training needs scenes; got none")
-    callbacks = tuple(callbacks)
-    joint, alone = predictor.shape.kind == "joint", predictor.shape.kind == "alone"
-    first = 0 if alone else round(_APART * recipe.epochs)
-    if first:
-        loader = batches(graphs, size=size, seed=recipe.seed, edges=0.0)
-        begin = replace(recipe, epochs=first, loss=Loss(share=0.0))
-        bz.train(predictor, loader, begin, callbacks=callbacks)
+    joint = predictor.shape.kind == "joint"
     loss = Loss(class_weights(graphs), 0.5 if joint else 0.0)
-    told = told if joint else 0.0
-    loader = batches(graphs, size=size, seed=recipe.seed, edges=EDGES, told=told)
-    rest = replace(recipe, epochs=recipe.epochs - first, loss=loss)
-    return bz.train(predictor, loader, rest, callbacks=callbacks)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    collate = _Collate(generator, EDGES, told if joint else 0.0)
+
+    def all_edges_at_the_end(progress: Any) -> None:
+        if progress.step >= (1 - _END) * progress.steps:
+            collate.edges = 1.0
+
+    loader = _loader(graphs, size, True, collate)
+    callbacks = (*callbacks, all_edges_at_the_end)
+    return bz.train(predictor, loader, replace(recipe, loss=loss), callbacks=callbacks)
