@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 install = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench named numbers docs build package extras lowest compat clean
+.PHONY: help demo test lint audit bench named numbers docs build package extras lowest compat clean
 .DELETE_ON_ERROR:
 
 help: ## what the targets do
@@ -30,6 +30,10 @@ lint: $(VENV)/with-dev ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+audit: $(VENV)/with-dev ## compare the pins with published advisories, without a network service
+	$(BIN)/python -m pip download -qq --no-deps --require-hashes --dest build/audit --requirement .ci/advisories.txt
+	$(BIN)/python .ci/audit.py build/audit/*.whl constraints.txt
 
 bench: named $(VENV)/with-dev ## run one benchmark: NAME=cifar10-resnet20
 	$(BIN)/python benchmarks/run.py $(NAME) $(ARGS)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import runpy
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def test_ci_installs_pinned_versions_only() -> None:
     loose = [line for line in installs if "constraint" not in line and "==" not in line]
     assert loose == []
     assert "curl" not in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_audit_finds_what_an_advisory_fits() -> None:
+    audit = runpy.run_path(str(ROOT / ".ci" / "audit.py"))
+    pinned = audit["pins"]("# a comment\nPillow==8.1.0\ntorch==2.13.0  # why\n\n")
+    assert pinned == {"pillow": "8.1.0", "torch": "2.13.0"}
+    about = {"id": "GHSA-1", "severity": "HIGH", "advisory": "overflow"}
+    known = {
+        "pillow": [{"v": ">=2.4.0,<8.2.0"} | about, {"v": "<8.1.0"} | about],
+        "torch": [{"v": "<2.10.0"} | about],
+        "other": [{"v": "<9"} | about],
+    }
+    assert [*audit["fitting"](known, pinned)] == ["pillow 8.1.0: GHSA-1 (HIGH): overflow"]
 
 
 def test_there_is_no_gradient_of_our_own_to_check() -> None:
