@@ -51,7 +51,8 @@ def fuzz_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:
                 f"{name}/{seed}/{inputs}",
                 lambda n=name, s=seed, i=inputs: run(n, i, s),
             )
-    yield "arguments/100/500", lambda: row("arguments", fuzz_arguments(FUZZ_CHUNK, 100))
+    for seed in (100, 101):
+        yield f"arguments/{seed}", lambda s=seed: row("arguments", fuzz_arguments(FUZZ_CHUNK, s))
 
 
 def kill_chunks() -> Iterator[tuple[str, Callable[[], Row]]]:

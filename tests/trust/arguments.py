@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import os
+import shutil
 import sys
 from pathlib import Path
 from random import Random
@@ -12,9 +13,10 @@ from tempfile import TemporaryDirectory
 from fuzzing import Tally, fast_folder
 from guarding import guard
 from mutating import mutate_arguments
-from strangers import STRANGERS
+from strangers import ngsim
 
 from bozzetto.cli import run
+from bozzetto.trajectory import Shape, fresh, save_predictor
 
 SHOP = '''
 """A user's own network and data."""
@@ -45,12 +47,31 @@ COMMANDS = [
     ["evaluate", "saved", *_DATA, "--metric", "accuracy"],
     ["train", "saved", *_DATA, "--out", "made", "--lr", "0.01"],
     ["crash", "saved", *_DATA, "-p", "0.01,0.1", "--patterns", "2", "--bounded", "1"],
+    ["crash", _MODEL, *_DATA, "-p", "0.1", "--patterns", "2", "--fault", "byzantine", "--level",
+     "0.5", "--layers", "--out", "made"],
+    ["crash", _MODEL, "saved", *_DATA, "-p", "0", "--patterns", "2", "--fault", "bits", "--json"],
+    ["kernel", _MODEL, "saved", *_DATA, "--examples", "6", "--ridge", "0.01", "--out", "made"],
+    ["report", "saved", "other"],
+    ["report", "saved", "other", "--compare", "--out", "made.html", "--json"],
+    ["export", "saved", "made.pt2", *_DATA, "--batch", "fixed"],
     ["trajectory", "label", "x.csv", "--every", "1.0"],
+    ["trajectory", "train", "x.csv", "--out", "made", "--epochs", "1", "--kind", "alone"],
+    ["trajectory", "evaluate", "predictor", "x.csv", "--part", "20"],
+    ["trajectory", "predict", "predictor", "x.csv", "--out", "made.json", "--every", "1"],
+    ["trajectory", "animate", "predictor", "x.csv", "--out", "made.html", "--scenes", "1"],
     ["--help"],
     ["compress", "--help"],
     ["--version"],
 ]  # fmt: skip
-_LONG = ("--patterns", "--epochs", "--bounded", "--batch-size")  # may take as long as asked
+_LONG = (
+    "--patterns",
+    "--epochs",
+    "--bounded",
+    "--batch-size",
+    "--examples",
+    "--scenes",
+)  # may take as long as asked
+_OURS = {"shop_of_trust.py", "saved", "other", "predictor", "x.csv", "__pycache__"}
 _CODES = {0, 1, 2, 3}
 
 
@@ -64,17 +85,17 @@ def _call(arguments: list[str]) -> tuple[int, str]:
 def prepare(folder: Path) -> None:
     """The user's module, a saved network and a recording in a folder."""
     (folder / "shop_of_trust.py").write_text(SHOP)
-    STRANGERS["NGSIM"].write(folder)
-    code, told = _call([*COMMANDS[0][:-4], "--out", "saved", "--seed", "3"])
-    assert code == 0, told
+    (folder / "x.csv").write_text(ngsim(90))
+    save_predictor(folder / "predictor", fresh(Shape("joint", 4, 1)))
+    for name in ("saved", "other"):
+        code, told = _call([*COMMANDS[0][:-4], "--out", name, "--seed", "3"])
+        assert code == 0, told
 
 
 def clean(folder: Path) -> None:
     """Only what `prepare` wrote."""
-    import shutil
-
     for path in folder.iterdir():
-        if path.name not in ("shop_of_trust.py", "saved", "x.csv", "__pycache__"):
+        if path.name not in _OURS:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

@@ -106,11 +106,12 @@ _LANELET = (
 )
 
 
-def _ngsim() -> str:
+def ngsim(frames: int = 25) -> str:
+    """Two vehicles, ten frames a second."""
     rows = [
         f"{v},{i},{1000 + 100 * i},{10 * v},{50 + 5 * i},15,6,2,us"
         for v in (1, 2)
-        for i in range(25)
+        for i in range(frames)
     ]
     return _NGSIM + "\n".join(rows) + "\n"
 
@@ -318,7 +319,7 @@ STRANGERS: dict[str, Stranger] = {
         lambda f: load_predictor(f / "p"),
         {".json": as_json(mutate_json), ".safetensors": mutate_safetensors},
     ),
-    "NGSIM": Stranger(_text("x.csv", _ngsim()), _read_recordings),
+    "NGSIM": Stranger(_text("x.csv", ngsim()), _read_recordings),
     "CommonRoad": Stranger(_text("x.xml", _commonroad()), _read_recordings),
     "SUMO": Stranger(_fcd, _read_recordings),
     "npz": Stranger(
