@@ -46,6 +46,8 @@ class Case:
         peers: names in `PEERS`.
         tune: a small network and the target -> the small one tuned, the same way for everyone.
         tuned: (method, keep) that are tuned.
+        tune_long: the same with more of the data.
+        tuned_long: (method, keep) for which that was affordable.
         bounds: what else ours is asked to keep.
         equal: fractions of the multiply-adds at which the others are measured too.
         draws: other calibration data, on each of which ours is measured again.
@@ -62,6 +64,8 @@ class Case:
     peers: Sequence[str]
     tune: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     tuned: Sequence[tuple[str, float]] = ()
+    tune_long: Callable[[nn.Module, nn.Module], nn.Module] | None = None
+    tuned_long: Sequence[tuple[str, float]] = ()
     bounds: Sequence[str] = ("multiply-adds", "bytes")
     equal: Sequence[float] = ()
     draws: Sequence[Sequence[Any]] = ()
@@ -144,6 +148,14 @@ def study(case: Case) -> Row:
         for keep in case.keeps:
             key = {"method": method, "keep": keep, "tuned": False}
             cells.once(key, lambda m=method, k=keep: measure(*delivered(m, k)))
+    for tune, name, tuned in (
+        (case.tune_long, "long", case.tuned_long), (case.tune, True, case.tuned),
+    ):  # fmt: skip
+        for method, keep in tuned if tune else ():
+            cells.once(
+                {"method": method, "keep": keep, "tuned": name},
+                lambda m=method, k=keep, t=tune: _tuned(case, t, delivered(m, k)[0], measure),
+            )
     for peer in case.peers:
         for keep in case.equal:
             method = f"{peer} by multiply-adds"
@@ -156,18 +168,12 @@ def study(case: Case) -> Row:
             key = {"method": OURS, "keep": keep, "tuned": False, "draw": number}
             budget = _of_layers(keep, free, total)
             cells.once(key, lambda s=again, b=budget: measure(s().compress(b)[0], 0.0))
-    if case.tune is not None:
-        for method, keep in case.tuned:
-            cells.once(
-                {"method": method, "keep": keep, "tuned": True},
-                lambda m=method, k=keep: _tuned(case, delivered(m, k)[0], measure),
-            )
-    rows = sorted(cells.rows, key=lambda row: (row["tuned"], -row["keep"], row["method"]))
+    rows = sorted(cells.rows, key=lambda row: (str(row["tuned"]), -row["keep"], row["method"]))
     _plot(case, rows)
     table: dict[str, Row] = {}
     for row in rows:
         if "draw" not in row:
-            place = f"{round(100 * row['keep'])}{'_tuned' if row['tuned'] else ''}"
+            place = f"{round(100 * row['keep'])}{_SUFFIX[row['tuned']]}"
             table.setdefault(row["method"].replace(" ", "_"), {})[place] = row[case.unit]
     return {
         "table": table,
@@ -223,10 +229,12 @@ def _rounded(
         )
 
 
-def _tuned(case: Case, small: nn.Module, measure: Callable[..., Row]) -> Row:
+_SUFFIX: dict[bool | str, str] = {False: "", True: "_tuned", "long": "_long"}
+
+
+def _tuned(case: Case, tune: Any, small: nn.Module, measure: Callable[..., Row]) -> Row:
     began = time.perf_counter()
-    assert case.tune is not None
-    return measure(case.tune(copy.deepcopy(small), case.model), time.perf_counter() - began)
+    return measure(tune(copy.deepcopy(small), case.model), time.perf_counter() - began)
 
 
 def _plot(case: Case, rows: Sequence[Row]) -> None:

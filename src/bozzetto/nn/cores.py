@@ -1,6 +1,5 @@
 """How many times smaller than the dense weight the cores of a sketched layer are."""
 
-
 from torch import nn
 
 from bozzetto.nn.blocks import BlockTable, Isometry

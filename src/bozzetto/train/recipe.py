@@ -52,6 +52,8 @@ class Recipe:
             over those that a callable gives its optimiser.
         settings: further arguments of a named optimiser, as `{"nesterov": True}`.
         lr: highest learning rate of the schedule; None takes the optimiser's own (torch: 0.001).
+            "adam" and "adamw" give sketched cores √c times as much, c the dense weight's values
+            over theirs; a callable finds c as "reduction" in its groups.
         momentum: of sgd, and β₁ of adam and adamw; a callable sets its own.
         weight_decay: None takes the optimiser's own (torch: 0.01 for adamw, else 0). Never on
             biases, parameters of normalisations and any other parameter with one axis.
