@@ -1,4 +1,4 @@
-"""Pure tensor algebra: counter-based random bits, whitening, ridge solves, unfoldings."""
+"""Random numbers that a seed and a counter decide; solves and square roots of moments."""
 
 import hashlib
 import math

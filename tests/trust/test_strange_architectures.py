@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from guarding import guard
+from strange_architectures import GPT2
 
 import bozzetto as bz
 from bozzetto.data import load_model
@@ -14,10 +15,6 @@ from bozzetto.io import InvalidFolder
 
 transformers = pytest.importorskip("transformers")
 
-GPT2 = {
-    "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 60, "n_positions": 32,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 BERT = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
     "vocab_size": 60, "max_position_embeddings": 32, "num_labels": 3,
