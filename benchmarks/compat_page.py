@@ -8,10 +8,10 @@ HERE = Path(__file__).resolve().parent
 PAGE, RESULT = HERE.parent / "docs" / "compat.md", HERE / "results" / "compat.json"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 STEPS = {
-    "budget_met": "budget met",
+    "budget_met": "budget",
     "forward": "forward",
     "backward": "backward",
-    "same_after_loading": "reloaded, same bits",
+    "same_after_loading": "reloaded",
     "pt2": "`.pt2`",
     "onnx": "`.onnx`",
 }
@@ -19,7 +19,7 @@ STEPS = {
 
 def table(result: dict[str, Any]) -> str:
     """The rows in Markdown, then versions, then what failed and why."""
-    head = ["library", "network", "values", "kept", "layers changed", *STEPS.values()]
+    head = ["library", "network", "values", "kept", "layers", *STEPS.values()]
     lines = [head, ["---"] * len(head), *(_cells(row) for row in result["rows"])]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
@@ -36,7 +36,7 @@ def table(result: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     kept = f"{row['params_kept']:.1%}" if "params_kept" in row else "–"
     values = f"{row['params']:,}" if "params" in row else "–"
-    marks = [{True: "yes", False: "**no**"}.get(row.get(step), "–") for step in STEPS]
+    marks = [{True: "✓", False: "**no**"}.get(row.get(step), "–") for step in STEPS]
     return [row["library"], row["network"], values, kept, str(row.get("layers", "–")), *marks]
 
 

@@ -111,7 +111,7 @@ class _Bits(nn.Module):
 
     def forward(self, bits: Tensor) -> Tensor:
         """The values: (⌈count/8⌉,) of uint8 -> the buffer's shape."""
-        positive = torch.bitwise_and(bits.unsqueeze(1), self.places).eq(0).flatten()
+        positive = ~torch.bitwise_and(bits.unsqueeze(1), self.places).bool().flatten()
         values = positive[: self.shape.numel()].view(self.shape).to(self.dtype)
         return values * (2 * self.scale) - self.scale
 

@@ -69,6 +69,7 @@ class Plan:
         ]
         for row in rows:
             row["options"] = json.dumps(row["options"]) if row["options"] else ""
+            del row["seed"]  # for machines: it stands in plan.json
         return rows + [
             {"layer": path, "method": "dense", "reason": reason}
             for path, reason in self.dense.items()
@@ -79,7 +80,7 @@ class Plan:
         names = list(self.choices)
         ax.barh(range(len(names)), [c.params for c in self.choices.values()])
         ax.set_yticks(range(len(names)), names)
-        ax.invert_yaxis()
+        ax.set_ylim(max(len(names), 4) - 0.5, -0.5)  # from above, and few bars stay slim
         ax.set_xlabel("trained values")
 
     def to_json(self) -> str:

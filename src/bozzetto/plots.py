@@ -50,7 +50,7 @@ def drawn_svg(result: Plotted, title: str) -> str:
     buffer = io.StringIO()
     style: Any = _STYLE | {"svg.hashsalt": title}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(7, _height(result)), layout="constrained")
+        figure = Figure(figsize=(5.6, _height(result)), layout="constrained")
         result.figure(figure.subplots())
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

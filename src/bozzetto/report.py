@@ -92,7 +92,7 @@ class Bars:
             places = [i - 0.4 + height * (number + 0.5) for i in range(len(self.table))]
             ax.barh(places, [row.get(column) or 0 for row in self.table], height, label=column)
         ax.set_yticks(range(len(self.table)), [str(row[self.name]) for row in self.table])
-        ax.invert_yaxis()
+        ax.set_ylim(max(len(self.table), 4) - 0.5, -0.5)  # from above, and few bars stay slim
         ax.set_xlabel(self.label)
         if len(self.values) > 1:
             ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(self.values))

@@ -82,6 +82,8 @@ class Front:
             ax.plot(*zip(*pairs, strict=True), "o-", label=label)
         ax.axhline(target[1], linestyle=":", linewidth=1, color="C2", label="target")
         ax.set_xscale("log", base=2)
+        kept = [k for p, _ in small for k in (p.params_kept, p.flops_kept)]
+        ax.set_xlim(min(0.45, *(0.9 * k for k in kept)), max(1.1, *(1.1 * k for k in kept)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("fraction kept")
         ax.set_ylabel(name)
