@@ -98,3 +98,25 @@ def test_a_network_compressed_in_parts_is_the_one_compressed_at_once(
     assert len(passes) > len(layer_maps(expand(model)))  # planned, fitted, fitted again
     assert made == plan
     assert_close(dict(again.state_dict()), dict(small.state_dict()), rtol=0, atol=0)
+
+
+def test_an_expansion_to_read_takes_the_memory_of_its_buffers_only() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Flatten())
+    model[0].bias.requires_grad_(False)
+    made = expand(model, weights="shared")
+    for (name, own), (_, theirs) in zip(
+        made.state_dict(keep_vars=True).items(), model.state_dict(keep_vars=True).items(),
+        strict=True,
+    ):  # fmt: skip
+        assert own is not theirs
+        assert own.requires_grad is theirs.requires_grad
+        assert (own.data_ptr() == theirs.data_ptr()) == isinstance(theirs, nn.Parameter), name
+
+
+def test_reading_leaves_the_models_flags_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).requires_grad_(False)
+    bz.collect(model, [torch.randn(5, 3)])
+    assert not any(p.requires_grad for p in model.parameters())
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert len(bz.collect(model, [torch.randn(5, 3)])) == 2

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +15,12 @@ from bozzetto.maps import expand_one
 __all__ = ["composite", "expand"]
 
 
-def expand(model: nn.Module, needed: Collection[str] | None = None) -> nn.Module:
+def expand(
+    model: nn.Module,
+    needed: Collection[str] | None = None,
+    *,
+    weights: Literal["copied", "shared"] = "copied",
+) -> nn.Module:
     """An exact copy whose composites (attention, recurrent layers) are made of linear layers.
 
     A composite that shares a parameter with another module stays as it is, so that the tie holds.
@@ -23,6 +29,8 @@ def expand(model: nn.Module, needed: Collection[str] | None = None) -> nn.Module
         model: any module; not changed.
         needed: paths of the expanded model; only composites that hold one of them are rewritten.
             None rewrites all.
+        weights: "shared" ones take no memory and are for reading only: parameters of the copy are
+            its own, their values the model's. Buffers, which a call may write, are always copied.
 
     Raises:
         TypeError: for what is not a torch module, or was scripted or traced.
@@ -40,18 +48,22 @@ def expand(model: nn.Module, needed: Collection[str] | None = None) -> nn.Module
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise ValueError(f"lazy layers need to see a batch first: call the model once; {lazy[:5]}")
     foreign.register()
-    model = _copy(model)
+    model = _copy(model, weights == "shared")
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     return _expand(model, "", needed, uses, {})
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy without gradients.
+def _copy(model: nn.Module, shared: bool) -> nn.Module:
+    """A deep copy without gradients, of the same values in memory where they are to be shared.
 
     Some of torch's modules set an attribute of their own while being copied that hides a child
     (TransformerDecoderLayer's activation): what the source does not have goes.
     """
-    made = copy.deepcopy(model)
+    memo: dict[int, Any] = {}
+    for p in model.parameters() if shared else ():
+        if type(p) is nn.Parameter and not p.is_inference():
+            memo[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
+    made = copy.deepcopy(model, memo)
     for old, new in zip(model.modules(), made.modules(), strict=True):
         for name in vars(new).keys() - vars(old).keys():
             del vars(new)[name]

@@ -77,7 +77,7 @@ def moment_bytes(m: LinearMap) -> int:
 
 def _groups(model: nn.Module, most: int) -> list[list[str]]:
     """Paths of the layers in order, those of one weight together, as many as fit."""
-    expanded = expand(model)
+    expanded = expand(model, weights="shared")
     maps = layer_maps(expanded)
     sites = find_sites(expanded)[0].values()
     tied = {p: (s.path, *users(s)) for s in sites for p in (s.path, *users(s))}

@@ -157,7 +157,7 @@ def menu(
     """
     if timed and batch is None:
         raise ValueError("a bound on latency needs a batch; got none")
-    expanded = expand(model)
+    expanded = expand(model, weights="shared")
     sites, dense = find_sites(expanded)
     tried, asked = _methods(methods), asked_layers(layers, sites)
     candidates: list[Candidate] = []

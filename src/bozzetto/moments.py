@@ -105,8 +105,8 @@ class Products:
             self._shift = y.mean(1, keepdim=True)
         same, x = x is y, x - self._shift
         y = x if same else y - self._shift
-        part = (x.mT @ y).double()
-        self._total = self._total.add_(part) if self.count else part
+        part = x.mT @ y
+        self._total = self._total.add_(part) if self.count else part.double()
         self._x, self._y = self._x + x.sum(1).double(), self._y + y.sum(1).double()
         self.count += x.shape[1]
 
@@ -114,8 +114,8 @@ class Products:
         """E[x yᵀ]: (g, n, n), E[x] and E[y]: (g, n); float64 on the CPU."""
         s = self._shift.double().cpu().squeeze(1)
         total, x, y = (part.cpu() / self.count for part in (self._total, self._x, self._y))
-        total = total + x.unsqueeze(-1) * s.unsqueeze(-2)
-        return total + s.unsqueeze(-1) * (y + s).unsqueeze(-2), x + s, y + s
+        total.addcmul_(x.unsqueeze(-1), s.unsqueeze(-2))
+        return total.addcmul_(s.unsqueeze(-1), (y + s).unsqueeze(-2)), x + s, y + s
 
 
 class WideProducts:

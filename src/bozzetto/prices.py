@@ -49,7 +49,7 @@ def count_flops(run: Callable[[], Any]) -> int:
 
 def price_model(model: nn.Module, batch: Any) -> Price:
     """Of a whole model on one batch, composites counted by their parts."""
-    expanded = expand(model).eval()
+    expanded = expand(model, weights="shared").eval()
     flops = count_flops(lambda: call(expanded, batch))
     return Price(count_params(model), flops, count_bytes(model))
 

@@ -49,7 +49,8 @@ def refit_(
         batches: the calibration batches, passed over once a layer.
         progress: called with (layers done, layers in all).
     """
-    target, flags = expand(model).eval(), [(m, m.training) for m in small.modules()]
+    target = expand(model, weights="shared").eval()
+    flags = [(m, m.training) for m in small.modules()]
     order = _order(target, plan, batches[0])
     small.eval()
     try:
@@ -123,11 +124,13 @@ def _refit_layer_(
     moment, cross, ours, theirs = _joint_moments(m.op, pairs)
     raw = moment
     if m.bias is not None:
-        moment = moment - ours.unsqueeze(-1) * ours.unsqueeze(-2)
-        cross = cross - theirs.unsqueeze(-1) * ours.unsqueeze(-2)
+        moment = torch.addcmul(moment, ours.unsqueeze(-1), ours.unsqueeze(-2), value=-1)
+        cross.addcmul_(theirs.unsqueeze(-1), ours.unsqueeze(-2), value=-1)
     steady = damped(moment, INPUT_DAMPING, raw)
     # The damping stands for inputs that both networks see alike, so it is added to both moments.
-    best = torch.linalg.solve(steady, (m.matrix() @ (cross + steady - moment)).mT).mT
+    cross.add_(steady).sub_(moment)
+    best = torch.linalg.solve(steady, (m.matrix() @ cross).mT).mT
+    del raw, cross, steady  # as large as moments: not held while the layer is fitted
     layer, applied = small.get_submodule(path), best
     bias = cast(nn.Parameter | None, getattr(layer, "bias", None))
     if path in plan.choices:

@@ -164,7 +164,7 @@ def collect(
             that are not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        model = expand(model).eval()
+        model = expand(model, weights="shared").eval()
         if wrong := [n for n, p in model.named_parameters() if not _finite(p)]:
             raise ValueError(f"a target needs finite weights; {wrong[:5]} have NaN or infinity")
         for p in model.parameters():
