@@ -99,11 +99,13 @@ def test_the_fit_without_data_is_the_projection() -> None:
     assert share == pytest.approx(1 / 3, abs=5 * (2 / (24 * 36)) ** 0.5)
 
 
-def test_sizes_that_save_no_work_are_not_taken_where_work_is_bounded() -> None:
-    m = linear_map(nn.Linear(64, 64))
+@pytest.mark.parametrize(("n", "rows"), [(64, 64), (32, 48), (60, 17)])
+def test_sizes_that_save_no_work_are_not_taken_where_work_is_bounded(n: int, rows: int) -> None:
+    """Also where two numbers of blocks have as many rows, as 11 and 12 of 32 channels."""
+    m = linear_map(nn.Linear(n, rows))
     every, quick = Blocks().every_size(m), Blocks().every_size(m, quick=True)
     assert set(quick) < set(every)
-    x, before = torch.zeros(1, 64), 64 * 64
+    x, before = torch.zeros(1, n), n * rows
     for size in reversed(quick):
         layer = Blocks().build(m, size, seed=0).eval()
         with FlopCounterMode(display=False) as counter:

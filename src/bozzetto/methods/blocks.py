@@ -58,12 +58,14 @@ class Blocks(Method):
         """One for every number of blocks that pays, ascending; `quick`: in multiply-adds too."""
         (n, rows), taps, found = _widths(m), _taps(m), list[int]()
         least = taps * n * rows
-        for count in _counts(n, rows)[1:]:
-            work = taps * _values(n, rows, count) + sum(factors(count)) * _mixed(m, count)
+        for size in sorted({-(-n // count) for count in _counts(n, rows)[1:]}, reverse=True):
+            count = self.blocks(m, size)  # several may have so many rows
+            mixing = sum(f for f in factors(count) if f > 1) * _mixed(m, count)
+            work = taps * _values(n, rows, count) + mixing
             if work < least or not quick:
-                found.append(-(-n // count))
+                found.append(size)
                 least = work
-        return sorted({*found})
+        return sorted(found)
 
     def sizes(self, m: LinearMap) -> list[int]:
         """A dozen at most."""
