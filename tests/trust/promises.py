@@ -20,7 +20,7 @@ import bozzetto as bz
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.maps import LinearMap
-from bozzetto.methods import AUTO, AUTO_BYTES, make_method
+from bozzetto.methods import AUTO, AUTO_BYTES, Blocks, make_method
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import count_bytes, count_params, price_model
 from bozzetto.sites import find_sites
@@ -172,12 +172,14 @@ def at_the_least(one: Case) -> Case:
 
 
 def _smallest(one: Case, m: LinearMap) -> Iterator[Choice]:
-    """The three smallest sizes of every method of the case for a map."""
+    """Sizes of every method of the case for a map: all for operations, else the three smallest."""
     names = {"auto": AUTO, "sketch": ("blocks",)}.get(one.way, (one.way,))
     if "bytes" in one.budget.bounds() and one.way == "auto":
         names = AUTO_BYTES
     for name in names:
-        for size in make_method(name, {}).sizes(m)[:3]:
+        method, most = make_method(name, {}), None if one.budget.flops is not None else 3
+        sizes = method.every_size(m) if isinstance(method, Blocks) else method.sizes(m)
+        for size in sizes[:most]:
             yield Choice(name, size, seed=0, params=0)
 
 
