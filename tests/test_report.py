@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib import rcParams
 
+from bozzetto.plots import drawn_svg
 from bozzetto.report import (
     Bars,
     Section,
@@ -249,6 +250,17 @@ def test_a_long_table_gets_a_taller_plot(tmp_path):
     heights = [float(re.findall(r'viewBox="0 0 \S+ (\S+)"', text)[0]) for text in (short, long)]
     assert heights[1] > 2 * heights[0]
     assert Path(tmp_path / "b.html").exists()
+
+
+def test_a_long_label_widens_the_plot_and_is_not_cut_off():
+    class Labelled(Sizes):
+        def figure(self, ax):
+            super().figure(ax)
+            ax.set_xlabel("a label that is much longer than the axes below which it stands " * 2)
+
+    found = [drawn_svg(result, "t") for result in (Sizes(), Labelled())]
+    short, long = (float(re.findall(r'viewBox="0 0 (\S+)', text)[0]) for text in found)
+    assert long > 1.3 * short
 
 
 def test_sections_are_added_day_by_day_and_replaced_by_title(tmp_path):

@@ -52,7 +52,8 @@ def drawn_svg(result: Plotted, title: str) -> str:
     with mpl.rc_context(style):
         figure = Figure(figsize=(5.6, _height(result)), layout="constrained")
         result.figure(figure.subplots())
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        whole: Any = {"bbox_inches": "tight", "pad_inches": 0.02}  # a long label is not cut off
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, **whole)
     svg = buffer.getvalue()
     return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 

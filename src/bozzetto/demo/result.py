@@ -73,7 +73,7 @@ class Demo:
         ax.invert_yaxis()
         ax.margins(y=0.1)
         ax.grid(axis="x", alpha=0.25)
-        ax.set_xlabel(f"test accuracy in %; {len(self.seeds)} seed(s); in brackets: values kept")
+        ax.set_xlabel("test accuracy in %; in brackets: values kept")
 
 
 def write_page(path: Path, made: Demo) -> Path:
@@ -116,5 +116,5 @@ def write_page(path: Path, made: Demo) -> Path:
         sections,
         title="A quarter of a network",
         text="A convolutional network for handwritten digits "
-        f"({target.params} trained values) and smaller networks that do its work.",
+        f"({target.params:,} trained values) and smaller networks that do its work.",
     )
