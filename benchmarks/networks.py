@@ -1,11 +1,14 @@
 """Whole networks at a quarter of the multiply-adds: time over the dense network's, end to end.
 
+Processor time of one thread, medians of rounds in which all forms take turns.
+
 Trained networks (ResNet-20, MiniLM) are compressed by low rank on their data; those of random
 weights get the same share of every layer, which is enough to know their time.
 """
 
 import copy
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +24,8 @@ from bozzetto.nn import for_inference
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import price_model
 from bozzetto.sites import find_sites
-from bozzetto.timing import sample_clocks, with_threads
-from layers import _form, _median
+from bozzetto.timing import Sample, sample_clocks, with_threads
+from layers import _median
 from pretrained import Cells
 
 Row = dict[str, Any]
@@ -103,7 +106,7 @@ CASES: dict[str, Callable[[], tuple[dict[str, nn.Module], Sequence[Any]]]] = {
 }
 
 
-def measure(models: dict[str, nn.Module], batch: Batch, threads: int) -> Row:
+def measure(models: dict[str, nn.Module], batch: Batch) -> Row:
     """Ratios to the dense network, of the networks as they are and made for inference."""
     ready = {f"{name}, for inference": for_inference(m, batch) for name, m in models.items()}
     flops = {name: price_model(model, batch).flops for name, model in models.items()}
@@ -114,35 +117,36 @@ def measure(models: dict[str, nn.Module], batch: Batch, threads: int) -> Row:
 
     models = {name: model.eval() for name, model in (models | ready).items()}
     found = sample_clocks({n: lambda m=m: run(m) for n, m in models.items()}, ROUNDS)
-    clock = "process" if threads == 1 else "wall"
     return {
-        "milliseconds": round(1e3 * _median(found["dense"], clock), 3),
+        "load": round(os.getloadavg()[0], 1),
+        "milliseconds": round(1e3 * _median(found["dense"], "process"), 3),
         "flops_kept": {n: round(f / flops["dense"], 4) for n, f in flops.items()},
         "forms": {
-            name: _form(samples, found["dense"], 1.0, clock) | {"floor": None, "to floor": None}
-            for name, samples in found.items()
+            name: round(_ratio(samples, found["dense"]), 4) for name, samples in found.items()
         },
     }
 
 
+def _ratio(samples: Sequence[Sample], dense: Sequence[Sample]) -> float:
+    return statistics.median(a.process / b.process for a, b in zip(samples, dense, strict=True))
+
+
 def run() -> Row:
-    """All networks, as far as SECONDS allow."""
+    """All networks on one thread, as far as SECONDS allow."""
     store = Cells("networks")
     for name, build in CASES.items():
-        keys = [{"network": name, "batch": i, "threads": t} for i in (0, 1) for t in (1, 2)]
-        if all(any(key.items() <= row.items() for row in store.rows) for key in keys):
+        keys = [{"network": name, "batch": i} for i in (0, 1)]
+        missing = [k for k in keys if not any(k.items() <= row.items() for row in store.rows)]
+        if not missing or store.over():
             continue
         models, batches = build()
-        for key in keys:
-            with with_threads(key["threads"]):
-                batch, threads = batches[key["batch"]], key["threads"]
-                store.once(key, lambda b=batch, t=threads, m=models: measure(m, b, t))
+        for key in missing:
+            with with_threads(1):
+                store.once(key, lambda b=batches[key["batch"]], m=models: measure(m, b))
     table: Row = {}
     for row in store.rows:
-        where = table.setdefault(row["network"], {}).setdefault(f"batch_{row['batch']}", {})
-        where[f"threads_{row['threads']}"] = {
-            form.replace(", ", "_").replace(" ", "_"): value for form, value in row["forms"].items()
-        }
+        forms = {n.replace(", ", "_").replace(" ", "_"): v for n, v in row["forms"].items()}
+        table.setdefault(row["network"], {})[f"batch_{row['batch']}"] = forms
     return {"rows": store.rows, "table": table, "keep": KEEP, "load": os.getloadavg()[0]}
 
 

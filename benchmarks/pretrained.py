@@ -86,9 +86,13 @@ class Cells:
         elif results.exists():
             self.rows = json.loads(results.read_text())["rows"]
 
+    def over(self) -> bool:
+        """Whether no cell may begin any more."""
+        return time.monotonic() > self._end
+
     def once(self, key: Row, make: Callable[[], Row]) -> None:
         """Make a cell unless it is there."""
-        if any(key.items() <= row.items() for row in self.rows) or time.monotonic() > self._end:
+        if any(key.items() <= row.items() for row in self.rows) or self.over():
             return
         self.rows.append(key | make())
         partial = self._file.with_suffix(".partial")

@@ -23,7 +23,9 @@ from torch import nn
 
 import bozzetto as bz
 from architectures import Language, billion
+from bozzetto.grouped import moment_bytes
 from bozzetto.prices import count_bytes, count_params
+from bozzetto.stats import layer_maps
 from bozzetto.timing import sample_clocks, with_threads
 from pretrained import Cells
 
@@ -183,8 +185,8 @@ def _peak() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
 
 
-def checkpoint(depth: int = 20) -> Row:
-    """A float32 transformer 1024 wide through `compress`: the peak in a process of its own."""
+def checkpoint(depth: int = 84) -> Row:
+    """A float32 transformer 512 wide through `compress`: the peak in a process of its own."""
     code = f"import scaling, json; print(json.dumps(scaling.compressed({depth})))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -200,15 +202,16 @@ def compressed(depth: int) -> Row:
     """In this process."""
     torch.set_num_threads(1)
     start = _peak()
-    model = Language(8192, 1024, depth, 16).eval()
+    model = Language(4096, 512, depth, 8).eval()
     held, began = count_bytes(model) / 2**30, time.process_time()
     loaded = _peak()
-    batches = [torch.randint(8192, (1, 128)) for _ in range(8)]
-    small, plan = bz.compress(model, 0.5, batches, methods=("lowrank",))
+    batches = [torch.randint(4096, (1, 64)) for _ in range(4)]
+    moments = sum(moment_bytes(m) for m in layer_maps(model).values()) / 2**30
+    small, plan = bz.compress(model, 0.5, batches, methods=("lowrank",), layers="blocks*")
     return {
         "checkpoint GiB": round(held, 3), "kept": round(plan.kept(), 4),
         "seconds": round(time.process_time() - began, 1), "before GiB": start,
-        "loaded GiB": loaded, "peak GiB": _peak(),
+        "loaded GiB": loaded, "moments GiB": round(moments, 3), "peak GiB": _peak(),
         "peak over checkpoint": round((_peak() - start) / held, 2),
         "small GiB": round(count_bytes(small) / 2**30, 3),
     }  # fmt: skip
@@ -223,9 +226,9 @@ SERIES: dict[str, Callable[[], Row]] = {
     "compressor over width": compress_width,
     "compressor over depth": compress_depth,
     "compressor over calibration": compress_calibration,
-    "width": width,
-    "small checkpoint": partial(checkpoint, 4),
+    "small checkpoint": partial(checkpoint, 8),
     "checkpoint": checkpoint,
+    "width": width,
 }
 
 
