@@ -9,6 +9,7 @@ from torch import nn
 
 import bozzetto as bz
 from bozzetto.compress import survey
+from bozzetto.timely import timed
 from bozzetto.timing import with_threads
 from pretrained import Cells
 
@@ -50,7 +51,10 @@ def forecasts(name: str) -> Row:
     rows = []
     for keep in KEEPS:
         plan = found.menu.choose(bz.Budget(flops=keep))
-        forecast, measured = plan.kept("latency"), found._timed(plan).kept("latency")
+        forecast, measured = (
+            plan.kept("latency"),
+            timed(plan, model, calibration[0]).kept("latency"),
+        )
         error = forecast / measured - 1
         rows.append({"keep": keep, "forecast": round(forecast, 4), "measured": round(measured, 4),
                      "error": round(error, 4)})  # fmt: skip

@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bozzetto as bz
 from bozzetto import prices
 from bozzetto.analysis.latency import latency
+from bozzetto.compress import survey
 from bozzetto.knapsack import Unreachable
 from bozzetto.prices import count_flops
+from bozzetto.timely import timed
 from bozzetto.timing import Sample
 
 Network = tuple[nn.Module, Tensor]
@@ -94,6 +96,24 @@ def test_a_bound_on_latency_is_met_by_the_network_though_layers_do_not_add_up() 
     assert all(choice.latency for choice in plan.choices.values())
     # The sum of the layers' times, of which each has the little more, is another number.
     assert sum(c.latency or 0 for c in plan.choices.values()) != plan.small["latency"]
+
+
+def test_a_forecast_agrees_with_networks_in_which_layers_take_longer_than_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sample(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, list[Sample]]:
+        slower = {"target": 1.5, "half": 1.5, "small": 1.5}  # whole networks
+        times = {n: slower.get(n, 1) * (1e-4 + 1e-9 * count_flops(f)) for n, f in calls.items()}
+        return {name: [Sample(seconds, seconds)] for name, seconds in times.items()}
+
+    monkeypatch.setattr(prices, "sample_clocks", sample)
+    model, batches = wide()
+    made = survey(model, batches, methods=("lowrank",), timed=True)
+    for keep in (0.7, 0.4):
+        plan = made.menu.choose(bz.Budget(flops=keep))
+        measured = timed(plan, model, batches[0]).kept("latency")
+        assert abs(plan.kept("latency") - measured) < 0.01
+        assert all(choice.latency for choice in plan.choices.values())
 
 
 def test_a_bound_on_latency_is_one_on_the_clock() -> None:

@@ -2,12 +2,13 @@
 
 from bozzetto import nn
 from bozzetto.budget import Budget
-from bozzetto.compress import compress, rebuild
+from bozzetto.compress import compress
 from bozzetto.expand import expand
 from bozzetto.export import export
 from bozzetto.io import load, save
 from bozzetto.menu import plan
 from bozzetto.plan import Plan
+from bozzetto.rebuilding import rebuild
 from bozzetto.sketching import sketch
 from bozzetto.stats import Stats, collect
 from bozzetto.train import Recipe, evaluate, train

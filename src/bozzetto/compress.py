@@ -1,4 +1,4 @@
-"""The main job: `compress` a trained model, `rebuild` a plan's network."""
+"""The main job: `compress` a trained model."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,23 +11,18 @@ from torch import Tensor, nn
 
 from bozzetto.batches import call, in_mode, tensors
 from bozzetto.budget import Budget
-from bozzetto.expand import expand
 from bozzetto.grouped import GroupedStats
 from bozzetto.knapsack import Unreachable
-from bozzetto.linalg import seeded
 from bozzetto.menu import Menu, Methods, menu, methods_for
-from bozzetto.methods import Objective, make_method
-from bozzetto.ops import Lookup
-from bozzetto.plan import Choice, Plan
-from bozzetto.prices import count_bytes, count_params, time_models
+from bozzetto.plan import Plan
+from bozzetto.prices import count_bytes
+from bozzetto.rebuilding import rebuild
 from bozzetto.refit import refit_
-from bozzetto.sites import Site, find_sites, lookup_twin, replace_module_
 from bozzetto.stats import Loss, Stats
+from bozzetto.timely import agreed, timely
 
 Metric = Callable[[nn.Module], Any]
 _HELD = 1 << 30  # bytes of moments that are held at once however small the target is
-_TRIES = 5  # of a bound on the forecast latency
-_CLOSE, _AIM = 0.93, 0.97  # of the asked latency: near enough; what the next try aims at
 
 
 @dataclass(frozen=True)
@@ -46,40 +41,16 @@ class Survey:
         Raises:
             Unreachable: for a budget that no plan meets.
         """
-        made = self.menu.choose(budget) if budget.latency is None else self._timely(budget)
+        made = self._plan(budget)
         small = rebuild(self.model, made, self.stats)
         if self.robustness:  # fitting to the inputs that layers really get would undo it
             return small, made
         return refit_(small, self.model, made, self.stats, self.batches), made
 
-    def _timely(self, budget: Budget) -> Plan:
-        """The best plan whose network, timed beside the target, keeps the bound on latency.
-
-        The sum of the layers' times is a forecast: the bound on it moves until the network's own
-        time is at most what was asked and little less.
-        """
-        asked = bound = cast(float, budget.latency)
-        found, fastest = None, math.inf
-        for _ in range(_TRIES):
-            made = self._timed(self.menu.choose(replace(budget, latency=bound)))
-            ratio = made.kept("latency")
-            fastest = min(fastest, ratio)
-            found = made if ratio <= asked else found
-            if _CLOSE * asked <= ratio <= asked or (bound == 1 and found):
-                break
-            bound = min(1.0, _AIM * bound * asked / ratio)
-        if found is None:
-            raise Unreachable(f"no plan keeps {asked} of the latency; the fastest kept {fastest}")
-        return found
-
-    def _timed(self, made: Plan) -> Plan:
-        """A plan with the measured times of the target and of the network that it makes."""
-        if not made.choices:  # the target itself
-            return replace(made, small=made.small | {"latency": made.target["latency"]})
-        networks = {"target": self.model, "small": rebuild(self.model, made)}
-        times = time_models(networks, self.batches[0])
-        target = made.target | {"latency": times["target"]}
-        return replace(made, target=target, small=made.small | {"latency": times["small"]})
+    def _plan(self, budget: Budget) -> Plan:
+        if budget.latency is None:
+            return self.menu.choose(budget)
+        return timely(self.menu, self.model, self.batches[0], budget)
 
     def measured(self, batches: int = 2) -> "Survey":
         """With what each layer's forms are predicted to cost scaled to what one of them does.
@@ -183,6 +154,8 @@ def survey(
     made = menu(
         model, stats, methods=methods, layers=layers, batch=batches[0], timed=timed, seed=seed
     )
+    if timed:
+        made = agreed(made, model, batches[0])
     return Survey(model, batches, stats, made, robustness)
 
 
@@ -243,56 +216,3 @@ def compress(
         if floor is None or metric is None:
             return made.compress(budget)
         return made.smallest(budget, floor, metric)
-
-
-def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = None) -> nn.Module:
-    """The small network that a plan describes.
-
-    Args:
-        model: the target; not changed.
-        made: a plan for it.
-        stats: with them, layers are fitted to the target's; without, weights are fresh.
-
-    Raises:
-        ValueError: if the plan is for another model.
-    """
-    small = expand(model, list(made.choices))
-    sites, _ = find_sites(small)
-    for path, choice in made.choices.items():
-        if path not in sites:
-            raise ValueError(f"the plan is for another model: it has no layer {path!r}")
-        _check_size(path, choice, sites[path])
-        small = _rebuild_site_(small, sites[path], choice, None if stats is None else stats[path])
-    if made.small and count_params(small) != made.small.get("params"):
-        raise ValueError(
-            f"the plan is for another model: it makes {made.small.get('params')} values, this one "
-            f"{count_params(small)}"
-        )
-    return small
-
-
-def _check_size(path: str, choice: Choice, site: Site) -> None:
-    """Refuse what is no smaller form of a layer before memory is taken for it."""
-    m = site.map
-    method = make_method(choice.method, choice.options)
-    if (values := method.values(m, choice.size)) >= m.weight.numel():
-        raise ValueError(
-            f"the plan is for another model: {choice.method!r} of size {choice.size} has {values} "
-            f"values, not fewer than the {m.weight.numel()} of {path!r}"
-        )
-
-
-def _rebuild_site_(model: nn.Module, site: Site, choice: Choice, stats: Stats | None) -> nn.Module:
-    """Put the chosen layer at every path of a site."""
-    method, old = make_method(choice.method, choice.options), model.get_submodule(site.path)
-    with seeded(choice.seed, site.map.weight.device):
-        layer = method.build(site.map, choice.size, choice.seed)
-    if stats is not None:
-        method.fit_(layer, Objective(site.map, stats))
-    layer.requires_grad_(site.map.weight.requires_grad).train(old.training)
-    for path in (site.path, *site.aliases):
-        model = replace_module_(model, path, layer)
-    for path, other in site.transposed:
-        twin = lookup_twin(layer, cast(Lookup, other.op).padding_idx)
-        model = replace_module_(model, path, twin.train(old.training))
-    return model

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bozzetto.compress import rebuild
 from bozzetto.hf import architecture, described, fetched
 from bozzetto.plan import Plan
+from bozzetto.rebuilding import rebuild
 
 __all__ = ["Saved", "check_output", "load", "read", "save", "write_folder"]
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from bozzetto.budget import Budget
-from bozzetto.compress import rebuild
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
 from bozzetto.linalg import derive_seed
@@ -22,6 +21,7 @@ from bozzetto.methods import Blocks, Method, SketchedMethod
 from bozzetto.nn.sketched import Sides
 from bozzetto.plan import Choice, Plan
 from bozzetto.prices import count_params, price_model
+from bozzetto.rebuilding import rebuild
 from bozzetto.sites import Site, find_sites, users
 
 __all__ = ["sketch"]
