@@ -121,5 +121,6 @@ def ready(layers: dict[str, nn.Module], x: Tensor, *, rare: bool) -> dict[str, n
         if rare and isinstance(layers["dense"], nn.Linear):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch has moved it to torchao
-                made[f"{name}, int8"] = torch.ao.quantization.quantize_dynamic(quick, {nn.Linear})
+                whole = nn.Sequential(quick)  # it is the parts that are replaced
+                made[f"{name}, int8"] = torch.ao.quantization.quantize_dynamic(whole, {nn.Linear})
     return made

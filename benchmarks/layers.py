@@ -138,6 +138,7 @@ def measure(case: Case, keep: int, batch: int, threads: int, mode: str) -> Row:
         return work * max(floors[form].flops / rate, floors[form].bytes / speed)
 
     return {
+        "load": round(os.getloadavg()[0], 1),
         "milliseconds": round(1e3 * _median(found["dense"], clock), 4),
         "gigaflops": round(rate / 1e9, 1),
         "gigabytes": {name: round(speed / 1e9, 1) for name, speed in bandwidth.items()},

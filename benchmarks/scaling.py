@@ -226,7 +226,6 @@ SERIES: dict[str, Callable[[], Row]] = {
     "compressor over width": compress_width,
     "compressor over depth": compress_depth,
     "compressor over calibration": compress_calibration,
-    "small checkpoint": partial(checkpoint, 8),
     "checkpoint": checkpoint,
     "width": width,
 }
