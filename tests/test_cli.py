@@ -666,7 +666,7 @@ def test_what_is_not_installed_is_named(images, capsys, monkeypatch):
     assert run(["compress", "pics:network", "--data", "data", "--keep", "1", "--out", "s"]) == 1
     assert "pip install 'bozzetto[data]'" in told(capsys)
     Path("hub").mkdir()
-    Path("hub/config.json").write_text("{}")
+    Path("hub/config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert run(["inspect", "hub"]) == 1
     assert "pip install 'bozzetto[hf]'" in told(capsys)

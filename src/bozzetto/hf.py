@@ -60,7 +60,8 @@ def architecture(text: str, size: int) -> nn.Module:
             made: Any = kind(config)
         if generation is not None:
             made.generation_config = type(made.generation_config).from_dict(generation)
-        return made if config.dtype is None else made.to(config.dtype)
+        dtype = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype
+        return made if dtype is None else made.to(dtype)
     except Exception as error:  # whatever transformers raises for values that make no sense
         raise ValueError(f"{name} cannot be built of this configuration; {error}") from error
 
