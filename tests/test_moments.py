@@ -10,7 +10,7 @@ from bozzetto.linalg import seeded
 from bozzetto.maps import linear_map
 from bozzetto.methods import LowRank, Objective
 from bozzetto.methods import method as method_module
-from bozzetto.moments import Products, SketchedMoment, metric_of
+from bozzetto.moments import OUTLIER, Products, SketchedMoment, damped, metric_of
 from bozzetto.stats import Stats
 
 
@@ -125,3 +125,25 @@ def test_products_of_two_streams_are_means_over_all_rows() -> None:
     cross, mean_x, mean_y = products.means()
     torch.testing.assert_close(cross, x.mT @ y / 500)
     torch.testing.assert_close((mean_x, mean_y), (x.mean(1), y.mean(1)))
+
+
+def test_damping_is_a_share_of_the_mean_eigenvalue_without_outliers() -> None:
+    x = torch.randn(2, 99, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    x[0, :, 3] *= 50  # large, and no outlier: 2,500 times the median variance
+    c = x.mT @ x / 99
+    mean = torch.linalg.eigvalsh(c).mean(-1)[:, None, None]
+    torch.testing.assert_close(
+        damped(c, 0.01), c + 0.01 * mean * torch.eye(20, dtype=torch.float64)
+    )
+
+
+def test_damping_of_the_others_does_not_grow_with_an_outlier() -> None:
+    c = torch.eye(20, dtype=torch.float64).repeat(1, 1, 1)
+    c[0, 3, 3], c[0, 4:14] = 1e12, 0  # most of the rest is silent
+    shift = (damped(c, 0.01) - c).diagonal(dim1=-2, dim2=-1)[0]
+    want = torch.tensor(0.01 * (9 + OUTLIER) / 20, dtype=torch.float64)
+    torch.testing.assert_close(shift[0], want)
+
+
+def test_a_moment_of_nothing_is_damped_to_something() -> None:
+    torch.linalg.cholesky(damped(torch.zeros(1, 5, 5, dtype=torch.float64), 1e-3))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bozzetto.batches import call, in_mode, tensors
 from bozzetto.budget import Budget
+from bozzetto.expand import checked
 from bozzetto.grouped import GroupedStats
 from bozzetto.knapsack import Unreachable
 from bozzetto.menu import Menu, Methods, menu, methods_for
@@ -149,7 +150,7 @@ def survey(
     batches = list(calibration)
     if not batches:
         raise ValueError("calibration needs at least one batch; got none")
-    most = max(count_bytes(model), _HELD)
+    most = max(count_bytes(checked(model)), _HELD)
     stats = GroupedStats(model, batches, most=most, loss=loss, robustness=robustness)
     made = menu(
         model, stats, methods=methods, layers=layers, batch=batches[0], timed=timed, seed=seed

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from bozzetto import composite, foreign
 from bozzetto.maps import expand_one
 
-__all__ = ["composite", "expand"]
+__all__ = ["checked", "composite", "expand"]
 
 
 def expand(
@@ -33,6 +33,19 @@ def expand(
             its own, their values the model's. Buffers, which a call may write, are always copied.
 
     Raises:
+        TypeError, ValueError: see `checked`.
+    """
+    checked(model)
+    foreign.register()
+    model = _copy(model, weights == "shared")
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    return _expand(model, "", needed, uses, {})
+
+
+def checked(model: nn.Module) -> nn.Module:
+    """The model, if it can be rewritten.
+
+    Raises:
         TypeError: for what is not a torch module, or was scripted or traced.
         ValueError: for lazy layers that saw no batch yet.
     """
@@ -47,10 +60,7 @@ def expand(
         )
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise ValueError(f"lazy layers need to see a batch first: call the model once; {lazy[:5]}")
-    foreign.register()
-    model = _copy(model, weights == "shared")
-    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-    return _expand(model, "", needed, uses, {})
+    return model
 
 
 def _copy(model: nn.Module, shared: bool) -> nn.Module:

@@ -24,6 +24,7 @@ __all__ = [
 
 WIDE = 16_384  # beyond: a whole moment would take over 2 GiB
 ROUNDING = 1e-10  # of moments, which are sums of products of centred rows
+OUTLIER = 1e4  # of the median: a channel of a hundred times the others' size
 RANK = 1_024  # rows of the sketch of a wider one
 
 
@@ -222,8 +223,7 @@ def metric_of(moment: Tensor | SketchedMoment, damping: float, raw: Tensor | Non
     """A moment, `damped`, as a metric."""
     if isinstance(moment, SketchedMoment):
         diagonal, factor = moment.approximate()
-        mean = moment.diagonal.mean(-1, keepdim=True)
-        return LowRank(diagonal + damping * mean + 1e-30, factor)
+        return LowRank(diagonal + damping * _typical(moment.diagonal) + 1e-30, factor)
     if moment.ndim == 1:
         return Diagonal(damped(moment, damping))
     return Full(damped(moment, damping, raw))
@@ -232,16 +232,21 @@ def metric_of(moment: Tensor | SketchedMoment, damping: float, raw: Tensor | Non
 def damped(a: Tensor, fraction: float, raw: Tensor | None = None) -> Tensor:
     """A moment, full or diagonal, plus that fraction of its mean eigenvalue: positive definite.
 
-    Where it is the small difference of a larger matrix `raw` and something else, as a covariance of
-    nearly constant inputs is, the rounding of that difference is added too.
+    In the mean of a full one no diagonal value counts for more than `OUTLIER` times their median,
+    so that one channel that is a thousandfold the others does not drown them. Where it is the small
+    difference of a larger matrix `raw` and something else, as a covariance of nearly constant
+    inputs is, the rounding of that difference is added too.
     """
     if a.ndim == 1:
         return a + (fraction * a.mean() + 1e-30)
-    shift = fraction * _mean_eigenvalue(a).clamp_min(0) + 1e-30
+    shift = fraction * _typical(a.diagonal(dim1=-2, dim2=-1)) + 1e-30
     if raw is not None:
-        shift = shift + ROUNDING * _mean_eigenvalue(raw)
-    return a + shift * torch.eye(a.shape[-1], dtype=a.dtype)
+        shift = shift + ROUNDING * raw.diagonal(dim1=-2, dim2=-1)
+    return a + torch.diag_embed(shift.expand(a.shape[:-1]))
 
 
-def _mean_eigenvalue(a: Tensor) -> Tensor:
-    return a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+def _typical(diagonal: Tensor) -> Tensor:
+    """The mean of a diagonal, outliers capped: (g, n) -> (g, 1)."""
+    median = diagonal.masked_fill(diagonal <= 0, torch.nan).nanmedian(-1, keepdim=True).values
+    capped = diagonal.minimum(OUTLIER * median.nan_to_num(torch.inf))
+    return capped.mean(-1, keepdim=True).clamp_min(0)

@@ -21,7 +21,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 24)).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 24)).eval()
 
 
 def error(small: nn.Module, model: nn.Module, x: Tensor) -> float:
@@ -52,10 +54,13 @@ def test_channels_a_millionfold_apart(method: str) -> None:
 
 
 @every_method
-def test_an_outlier_channel_gives_a_network(method: str) -> None:
-    """The same function of inputs one a thousandfold; trust-load says what it costs."""
-    model, x = with_outlier(network(), normal(300, 24), 1e3)
-    assert error(compressed(model, x, methods=method), model, x) < 1.0
+@pytest.mark.parametrize("factor", [1e2, 1e3])
+def test_an_outlier_channel_costs_nothing(method: str, factor: float) -> None:
+    """The same function of inputs of which one channel is as much larger than the others."""
+    x = normal(300, 24)
+    even = error(compressed(network(), x, methods=method), network(), x)
+    model, larger = with_outlier(network(), x, factor)
+    assert error(compressed(model, larger, methods=method), model, larger) < 1.1 * even
 
 
 @every_method
