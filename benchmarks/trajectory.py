@@ -2,8 +2,12 @@
 
 Held out are the last quarter of the three MONA places (their recordings are cut into minutes) and
 every third NGSIM recording of streets; US-101 only teaches, as its recordings overlap. The networks
-learn from all others, five seeds each. A run that was interrupted goes on: every trained network is
-kept in benchmarks/cache/trajectory. `python benchmarks/trajectory.py KIND SEED …` trains some.
+learn from all others, each with several seeds. A run that was interrupted goes on: every trained
+network is kept in benchmarks/cache/trajectory. `python benchmarks/trajectory.py KIND SEED …` trains
+some.
+
+Recipes are chosen without the test: `python benchmarks/trajectory.py choose KIND SEED …` holds VAL
+out of what teaches, too, and prints the errors there.
 """
 
 import sys
@@ -28,7 +32,12 @@ TEST = (
     "USA_Peach-2_1_T-1",
     "USA_Peach-4_3_T-1",
 )
-SEEDS = range(5)
+VAL = (
+    "MONA-*/5",
+    *(f"USA_Lanker-2_{n}_T-1" for n in (6, 12, 15, 17)),
+    "USA_Peach-4_1_T-1",
+)
+SEEDS = range(3)
 KINDS: tuple[tj.Kind, ...] = ("joint", "graph", "alone")
 EPOCHS = 10  # over scenes and their mirror images
 
@@ -37,13 +46,24 @@ def graphs(part: str) -> list[tj.Graph]:
     """Of "train" (a scene every half second, and its mirror image) or "test" (every second)."""
     file = CACHE / f"{part}.safetensors"
     if not file.exists():
-        chosen = tj.split(tj.cut(tj.load(DATA), seconds=60), test=TEST)
-        every = 0.5 if part == "train" else 1.0
-        scenes = list(tj.scenes_of(getattr(chosen, part), every=every))
-        if part == "train":
-            scenes += [tj.mirrored(scene) for scene in scenes]
-        keep(file, [tj.graph_of(scene) for scene in scenes])
+        keep(file, _made(part, ()))
     return kept(file)
+
+
+def _made(part: str, val: Sequence[str]) -> list[tj.Graph]:
+    chosen = tj.split(tj.cut(tj.load(DATA), seconds=60), test=TEST, val=val)
+    every = 0.5 if part == "train" else 1.0
+    scenes = list(tj.scenes_of(getattr(chosen, part), every=every))
+    if part == "train":
+        scenes += [tj.mirrored(scene) for scene in scenes]
+    return [tj.graph_of(scene) for scene in scenes]
+
+
+def choose(kind: tj.Kind, seed: int) -> tj.Scores:
+    """Scores on VAL of a network that learned from neither VAL nor TEST."""
+    predictor = tj.fresh(tj.Shape(kind), seed=seed)
+    tj.fit(predictor, _made("train", VAL), replace(tj.RECIPE, epochs=EPOCHS, seed=seed))
+    return tj.score(network(predictor), tj.batched(_made("val", VAL), 16), modes=kind == "joint")
 
 
 def keep(file: Path, made: Sequence[tj.Graph]) -> None:
@@ -123,7 +143,7 @@ def trajectory() -> dict[str, Any]:
             row["modes"] = scores[0].mode_rows()
         rows.append(row)
     pairs = [("joint", "graph"), ("graph", "alone"), ("joint", "joint, true modes")]
-    tests = [_paired(found, *pair) for pair in pairs]
+    tests = [_paired(found, *pair) for pair in pairs] + [_paired(found, *pairs[0], "yielding")]
     cost = [
         {
             "kind": kind,
@@ -137,11 +157,14 @@ def trajectory() -> dict[str, Any]:
     return head | {"rows": rows, "paired": tests, "cost": cost}
 
 
-def _paired(found: dict[str, list[tj.Scores]], better: str, worse: str) -> dict[str, Any]:
+def _paired(
+    found: dict[str, list[tj.Scores]], better: str, worse: str, agents: str = "all"
+) -> dict[str, Any]:
     """Paired t-test over seeds of the FDE at 5 s, and how the spreads lie."""
-    a, b = ([scores.fde() for scores in found[name]] for name in (better, worse))
+    a, b = ([scores.fde(5, agents) for scores in found[name]] for name in (better, worse))
     test = ttest_rel(a, b)
     return {
+        "agents": agents,
         "better": better,
         "worse": worse,
         "difference": float(np.mean(a) - np.mean(b)),
@@ -169,5 +192,8 @@ BENCHMARKS = {"trajectory": trajectory, "trajectory-labels": labels}
 if __name__ == "__main__":
     for kind in KINDS:
         for seed in [int(a) for a in sys.argv[1:] if a.isdigit()] or SEEDS:
-            if kind in sys.argv:
+            if kind in sys.argv and "choose" in sys.argv:
+                found = choose(kind, seed)
+                print(kind, seed, f"FDE {found.fde():.3f} m, macro-F1 {found.macro_f1:.4f}")
+            elif kind in sys.argv:
                 trained(kind, seed)

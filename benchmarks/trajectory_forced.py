@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from bozzetto import trajectory as tj
 from bozzetto.trajectory.page import world
-from trajectory import CACHE, graphs, keep, kept, network, oracle, spread, trained
+from trajectory import CACHE, EPOCHS, graphs, keep, kept, network, oracle, spread, trained
 
 SECONDS = 240  # of simulated traffic, for each seed
 CROSSING = 0.7  # cosine of the angle between headings, below which two cross
@@ -85,7 +85,7 @@ def forced() -> dict[str, Any]:
 
 
 def _of_junctions(seed: int) -> tj.Predictor:
-    folder = CACHE / f"junctions-{seed}"
+    folder = CACHE / f"{EPOCHS}-junctions-{seed}"
     if not folder.exists():
         predictor = tj.fresh(seed=seed)
         tj.fit(predictor, simulated("train"), replace(tj.RECIPE, epochs=6, seed=seed), told=TOLD)
