@@ -1,16 +1,21 @@
-"""How well a plan's forecast of latency agrees with the network it makes, in one process."""
+"""How well a plan's forecast of latency agrees with the network it makes, in one process.
+
+Both are of one thread's processor time, which other programs disturb less than the wall's clock.
+"""
 
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 import bozzetto as bz
+from bozzetto import prices
 from bozzetto.compress import survey
 from bozzetto.timely import timed
-from bozzetto.timing import with_threads
+from bozzetto.timing import Sample, sample_clocks, with_threads
 from pretrained import Cells
 
 Row = dict[str, Any]
@@ -44,6 +49,11 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Sequence[Any], Sequence[str]]]] =
 }
 
 
+def _by_processor(calls: Any, rounds: int, devices: Any = ()) -> dict[str, list[Sample]]:
+    found = sample_clocks(calls, rounds, devices)
+    return {name: [Sample(s.process, s.process) for s in ss] for name, ss in found.items()}
+
+
 def forecasts(name: str) -> Row:
     """Forecast and measured fraction of the latency, by the multiply-adds kept."""
     model, calibration, layers = CASES[name]()
@@ -65,7 +75,7 @@ def run() -> Row:
     """All networks on one thread, as far as SECONDS allow."""
     store = Cells("forecast")
     for name in CASES:
-        with with_threads(1):
+        with with_threads(1), patch.object(prices, "sample_clocks", _by_processor):
             store.once({"network": name}, lambda n=name: forecasts(n))
     table = {row["network"].replace(" ", "_"): {"worst": row["worst"]} | {
         f"{round(100 * plan['keep'])}": plan for plan in row["plans"]
