@@ -324,6 +324,12 @@ def test_damaged_sections_are_refused(tmp_path, content):
         read_sections(tmp_path)
 
 
+def test_half_a_surrogate_becomes_a_question_mark(tmp_path):
+    section = {"title": "half \ud800 of one", "text": "", "rows": [], "svg": PLOT % "<g/>"}
+    (tmp_path / "report.json").write_text(json.dumps([section]))
+    assert "half ? of one" in add_sections(tmp_path, []).read_text(encoding="utf-8")
+
+
 def test_bars_stand_side_by_side():
     from matplotlib.figure import Figure
 

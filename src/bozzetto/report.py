@@ -245,7 +245,7 @@ def _write(path: Path, page: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="replace")  # halves of surrogates
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
