@@ -147,3 +147,10 @@ def test_damping_of_the_others_does_not_grow_with_an_outlier() -> None:
 
 def test_a_moment_of_nothing_is_damped_to_something() -> None:
     torch.linalg.cholesky(damped(torch.zeros(1, 5, 5, dtype=torch.float64), 1e-3))
+
+
+def test_constant_channels_with_a_grain_of_rounding_do_not_lower_the_damping() -> None:
+    plain = torch.tensor([1.0, 2.0, *[0.0] * 4], dtype=torch.float64)
+    grain = torch.tensor([1.0, 2.0, *[1e-27] * 4], dtype=torch.float64)
+    found = [damped(torch.diag(d)[None], 1e-3).diagonal(dim1=-2, dim2=-1) for d in (plain, grain)]
+    torch.testing.assert_close(found[1], found[0])

@@ -246,7 +246,11 @@ def damped(a: Tensor, fraction: float, raw: Tensor | None = None) -> Tensor:
 
 
 def _typical(diagonal: Tensor) -> Tensor:
-    """The mean of a diagonal, outliers capped: (g, n) -> (g, 1)."""
-    median = diagonal.masked_fill(diagonal <= 0, torch.nan).nanmedian(-1, keepdim=True).values
+    """The mean of a diagonal, outliers capped: (g, n) -> (g, 1).
+
+    Constant channels, of which there is only rounding, say nothing of what is an outlier.
+    """
+    dust = ROUNDING**2 * diagonal.amax(-1, keepdim=True)
+    median = diagonal.masked_fill(diagonal <= dust, torch.nan).nanmedian(-1, keepdim=True).values
     capped = diagonal.minimum(OUTLIER * median.nan_to_num(torch.inf))
     return capped.mean(-1, keepdim=True).clamp_min(0)
