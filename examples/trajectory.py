@@ -1,6 +1,6 @@
 """Predict traffic: train on a minute of real and simulated roads, shrink the network, show scenes.
 
-python examples/trajectory.py [RECORDINGS] [PAGE]: ten CPU-seconds on the driving data's fixture.
+python examples/trajectory.py [RECORDINGS] [PAGE]: half a CPU-minute on the driving data's fixture.
 """
 
 import sys
