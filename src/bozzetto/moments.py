@@ -24,7 +24,7 @@ __all__ = [
 
 WIDE = 16_384  # beyond: a whole moment would take over 2 GiB
 ROUNDING = 1e-10  # of moments, which are sums of products of centred rows
-SINGLE = 1e-6  # of a channel's own value, as those products may be of single precision
+SINGLE = 1e-6  # of a channel's own value: what products of single precision may be off
 OUTLIER = 1e4  # of the median: a channel of a hundred times the others' size
 RANK = 1_024  # rows of the sketch of a wider one
 
@@ -159,10 +159,18 @@ class Metric(ABC):
 
 
 class Full(Metric):
-    """C as it is, (g, n, n); L its Cholesky factor."""
+    """C, (g, n, n); L its Cholesky factor.
+
+    Where rounding left it indefinite, as it does channels of very mixed scales, `SINGLE` of its own
+    value is added to every channel.
+    """
 
     def __init__(self, c: Tensor) -> None:
-        self.c, self.root = c, torch.linalg.cholesky(c)
+        root, failed = torch.linalg.cholesky_ex(c)
+        if failed.any():
+            c = c + torch.diag_embed(SINGLE * c.diagonal(dim1=-2, dim2=-1))
+            root = torch.linalg.cholesky(c)
+        self.c, self.root = c, root
 
     def times(self, a: Tensor) -> Tensor:
         """A C."""
@@ -240,8 +248,7 @@ def damped(a: Tensor, fraction: float, raw: Tensor | None = None) -> Tensor:
     """
     if a.ndim == 1:
         return a + (fraction * a.mean() + 1e-30)
-    diagonal = a.diagonal(dim1=-2, dim2=-1)
-    shift = fraction * _typical(diagonal) + SINGLE * diagonal.clamp_min(0) + 1e-30
+    shift = fraction * _typical(a.diagonal(dim1=-2, dim2=-1)) + 1e-30
     if raw is not None:
         shift = shift + ROUNDING * raw.diagonal(dim1=-2, dim2=-1)
     return a + torch.diag_embed(shift.expand(a.shape[:-1]))

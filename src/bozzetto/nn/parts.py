@@ -175,7 +175,7 @@ class Sum(nn.Module):
                 own = term(x)
             y = own if y is None else y + own
         if bias is not None:
-            y = bias if y is None else y + _along(bias, self.dim).to(y.dtype)
+            y = bias if y is None else y + _raised(bias, self.dim).to(y.dtype)
         for term in self.terms:
             if isinstance(term, Raised):
                 y = term(x, y)
@@ -185,7 +185,12 @@ class Sum(nn.Module):
 
 def _along(bias: Tensor, dim: int) -> Tensor:
     """A vector shaped to add along `dim`; anything else as it is."""
-    return bias if bias.ndim > 1 or dim == -1 else bias.reshape(-1, *[1] * (-1 - dim))
+    return bias if dim == -1 or bias.ndim > 1 else _raised(bias, dim)
+
+
+def _raised(vector: Tensor, dim: int) -> Tensor:
+    """A vector shaped to add along `dim`; traced ones have no shape to ask for."""
+    return vector if dim == -1 else vector.reshape(-1, *[1] * (-1 - dim))
 
 
 def map_order(layer: nn.Module, weight: Tensor) -> Tensor:
