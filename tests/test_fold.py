@@ -307,6 +307,7 @@ def test_biases_may_be_batched_alone() -> None:
     assert_close(got, torch.stack([unfold(y, signs, 0, b.view(-1, 1, 1)) for b in biases]))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own
 def test_forward_differentiation_of_a_layer_is_its_linear_part() -> None:
     layer, x, t = bz.nn.SketchLinear(24, 20, 2).double(), normal(5, 24), normal(5, 24, seed=1)
     with forward_ad.dual_level():
