@@ -17,10 +17,8 @@ __all__ = ["agreed", "timed", "timely"]
 
 _TRIES = 5  # of a bound on the forecast latency
 _CLOSE, _AIM = 0.93, 0.97  # of the asked latency: near enough; what the next try aims at
-_SCALES = (
-    0.5,
-    2.0,
-)  # of layers' times within a network to those alone: beyond, a clock was disturbed
+# Of layers' times within a network to those alone: beyond, a clock was disturbed.
+_SCALES = 0.5, 2.0
 
 
 def agreed(menu: Menu, model: nn.Module, batch: Any) -> Menu:

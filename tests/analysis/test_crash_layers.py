@@ -7,7 +7,7 @@ from torch import nn
 
 from bozzetto.analysis.crash import Activation, NoSoundBound, activation, crash_bound, rule
 from bozzetto.analysis.crash.activations import MODULES
-from bozzetto.analysis.crash.network import read_network
+from bozzetto.analysis.crash.network import read_network, trace
 from bozzetto.analysis.crash.rules import Affine, Maximum
 from bozzetto.nn import SketchConv2d, SketchLinear
 
@@ -356,3 +356,11 @@ def test_the_root_may_be_a_single_layer():
     with pytest.raises(ValueError, match="no layer to crash"):
         crash_bound(nn.Linear(3, 2), 0.1, x=random(2, 3))
     assert (crash_bound(nn.Linear(3, 2), {"0": 0.1}, x=random(2, 3)).expected > 0).all()
+
+
+@pytest.mark.parametrize("sides", ["in", "out", "both"])
+def test_a_traced_sketched_convolution_adds_its_bias_to_channels(sides) -> None:
+    layer = SketchConv2d(8, 8, 3, 2, sides=sides, padding=1)
+    x = torch.randn(2, 8, 6, 8)  # as wide as there are channels
+    with torch.no_grad():
+        torch.testing.assert_close(trace(nn.Sequential(layer))(x), layer(x))

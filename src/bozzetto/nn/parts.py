@@ -44,7 +44,7 @@ class Up(Side):
     def forward(self, y: Tensor, onto: Tensor | None = None) -> Tensor:
         """Bring the axis back, and add it to `onto`: (g·m,), or of the result's shape."""
         y = y if self.scale == 1 else y * self.scale
-        if onto is not None:
+        if onto is not None and onto.ndim == 1:
             onto = _along(onto, self.dim)
         if self.groups > 1:
             y = y.unflatten(self.dim, (self.groups, self.sketch.k))
@@ -174,8 +174,10 @@ class Sum(nn.Module):
             else:
                 own = term(x)
             y = own if y is None else y + own
+        if bias is not None and (y is not None or isinstance(x, fx.Proxy)):
+            bias = _along(bias, self.dim)
         if bias is not None:
-            y = bias if y is None else y + _raised(bias, self.dim).to(y.dtype)
+            y = bias if y is None else y + bias.to(y.dtype)
         for term in self.terms:
             if isinstance(term, Raised):
                 y = term(x, y)
@@ -184,13 +186,8 @@ class Sum(nn.Module):
 
 
 def _along(bias: Tensor, dim: int) -> Tensor:
-    """A vector shaped to add along `dim`; anything else as it is."""
-    return bias if dim == -1 or bias.ndim > 1 else _raised(bias, dim)
-
-
-def _raised(vector: Tensor, dim: int) -> Tensor:
-    """A vector shaped to add along `dim`; traced ones have no shape to ask for."""
-    return vector if dim == -1 else vector.reshape(-1, *[1] * (-1 - dim))
+    """A vector shaped to add along `dim`."""
+    return bias if dim == -1 else bias.reshape(-1, *[1] * (-1 - dim))
 
 
 def map_order(layer: nn.Module, weight: Tensor) -> Tensor:
