@@ -101,3 +101,40 @@ def test_a_crash_rate_outside_zero_to_one_is_refused(p):
         with_crashes(mlp(), p)
     with pytest.raises(ValueError, match="no layer"):
         with_crashes(nn.Linear(2, 2), 0.1)
+
+
+def test_a_network_without_layers_to_break_is_refused():
+    with pytest.raises(ValueError, match="no layer can fail"):
+        crash_by_layer(nn.Linear(3, 2), [torch.ones(2, 3)], [0.1])
+
+
+class Functional(nn.Module):
+    """Its dropout is a function, whose mode a trace would freeze."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return nn.functional.dropout(torch.relu(self.layer(x)), 0.5, self.training)
+
+
+def test_a_network_whose_graph_depends_on_its_mode_is_refused():
+    with pytest.raises(TypeError, match=r"nn\.Dropout"):
+        with_crashes(Functional(), 0.1)
+    with pytest.raises(TypeError, match=r"nn\.Dropout"):
+        with_crashes(
+            with_crashes(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Flatten()), 0.1), 0.1
+        )
+
+
+def test_modes_and_modules_of_the_network_are_kept():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU())
+    net.add_module("crashes", nn.Linear(3, 2))
+    net[1].eval()  # frozen, in a network that trains
+    hard = with_crashes(net, 0.1)
+    assert hard.training
+    assert not hard.get_submodule("1").training
+    assert hard.state_dict().keys() == net.state_dict().keys()
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(hard.eval()(x), net.eval()(x))

@@ -16,6 +16,7 @@ from bozzetto.analysis.crash import (
     critical_neurons,
     tolerance,
 )
+from bozzetto.analysis.crash.faults import uniform
 from bozzetto.analysis.crash.faulty import FaultySites
 from bozzetto.analysis.crash.measure import share_interval, student_interval
 
@@ -342,6 +343,7 @@ def test_results_have_rows_and_figures():
     [
         ({"p": 1.5}, r"\[0, 1\]"),
         ({"p": [0.1, -0.1]}, r"\[0, 1\]"),
+        ({"p": []}, "at least one"),
         ({"batches": []}, "batch"),
         ({"layers": ["nowhere"]}, "nowhere"),
         ({"patterns": 0}, "patterns"),
@@ -376,3 +378,35 @@ class SequenceFirst(nn.Module):
 def test_a_model_whose_rows_depend_on_each_other_is_refused():
     with pytest.raises(TypeError, match="batch first"):
         crash(SequenceFirst(), [random(2, 3)], 0.1)
+
+
+def test_every_layer_named_has_weights_to_break():
+    with pytest.raises(ValueError, match=r"no weights to break in \['typo'\]"):
+        crash(mlp(4, 5, 3), [random(2, 4)], 0.1, fault=BitFlips(), layers=["0", "typo"])
+
+
+def test_draws_are_finer_than_single_precision():
+    """Draws of float32 are multiples of 2⁻²⁴: a rate of 2⁻³⁰ would be taken for 2⁻²⁴."""
+    u = uniform(1 << 12, generator=torch.Generator().manual_seed(0))
+    steps = torch.rand(1 << 12, generator=torch.Generator().manual_seed(0)).double() * 2**24
+    assert (steps == (u * 2**24).floor()).all()
+    within = u * 2**24 % 1
+    assert abs(within.mean() - 0.5) <= 5 * (12 * len(u)) ** -0.5
+
+
+class Buffered(nn.Module):
+    """A classifier without parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.eye(3))
+
+    def forward(self, x):
+        return nn.functional.linear(torch.relu(x), self.weight)
+
+
+def test_tolerance_draws_nothing_from_the_global_generator_and_needs_no_parameters():
+    before = torch.random.get_rng_state()
+    found = tolerance(Buffered(), random(2, 3).abs(), "relu", orders=2)
+    assert (torch.random.get_rng_state() == before).all()
+    assert (found.certified <= found.greedy).all()

@@ -55,7 +55,7 @@ def activation(module: nn.Module) -> Activation:
     raise NoSoundBound(f"no sound bound for {type(module).__name__}: {module!r}")
 
 
-# Suprema of |φ'| and |φ''|, rounded up; tests/analysis/test_crash_activations.py scans them.
+# Suprema of |φ'| and |φ''|, rounded up; tests/analysis/test_crash_layers.py scans them.
 _SMOOTH: dict[type[nn.Module], tuple[float, float, float, bool]] = {
     nn.Tanh: (1.0, 1.0, 4 / (3 * math.sqrt(3)), True),
     nn.Sigmoid: (0.25, 1.0, 1 / (6 * math.sqrt(3)), True),
@@ -69,8 +69,9 @@ _SMOOTH: dict[type[nn.Module], tuple[float, float, float, bool]] = {
 
 
 def _smooth(module: nn.Module) -> Activation:
-    slope, supremum, curvature, monotone = _SMOOTH[type(module)]
-    function = module if isinstance(module, nn.GELU) else type(module)()  # never in place
+    kind = next(kind for kind in type(module).__mro__ if kind in _SMOOTH)
+    slope, supremum, curvature, monotone = _SMOOTH[kind]
+    function = module if isinstance(module, nn.GELU) else kind()  # never in place
     return Activation(function, slope, supremum, curvature, monotone=monotone)
 
 
@@ -137,6 +138,8 @@ def _(module: nn.SELU) -> Activation:
 
 @activation.register
 def _(module: nn.Softplus) -> Activation:
+    if module.threshold < 20:
+        raise NoSoundBound(f"no sound bound for {module!r}: it jumps at its threshold")
     return Activation(nn.Softplus(module.beta, module.threshold), 1.0, curvature=module.beta / 4)
 
 

@@ -100,6 +100,8 @@ def crash_bound(
         raise ValueError(f"radius >= 0 and sampling need p; got radius={radius}, p={p!r}")
     if radius and sampling:
         raise ValueError("sampling is for the inputs x themselves; it needs radius=0")
+    if not len(x):
+        raise ValueError("crash_bound needs at least one input; got none")
     network = read_network(model, x)
     shapes = unit_shapes(network, unit)
     widths = {name: shape.numel() for name, shape in shapes.items()}

@@ -107,7 +107,7 @@ def crash_by_layer(
     data = list(batches)
     if not data:
         raise ValueError("crash_by_layer needs at least one batch; got none")
-    names = FaultySites(model, read_batch(data[0])[0]).default
+    names = FaultySites(model, read_batch(data[0])[0]).failing(None)
     cases = {name: (model, name) for name in names}
     return _side_by_side(cases, data, p, _Setting(fault, unit, patterns, seed), bounded)
 

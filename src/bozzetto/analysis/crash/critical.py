@@ -59,13 +59,13 @@ def critical_neurons(
         rows: how many crashes × inputs to run at once.
 
     Raises:
-        ValueError: for no batches, unknown layers or an unknown `by`.
+        ValueError: for no batches, no or unknown layers, or an unknown `by`.
     """
     inputs = [read_batch(batch)[0] for batch in batches]
     if not inputs or by not in ("crash", "gradient"):
         raise ValueError(f"need batches and by='crash' or 'gradient'; got {len(inputs)}, {by!r}")
     sites = FaultySites(model, inputs[0])
-    names = sites.chosen(sites.default if layers is None else layers)
+    names = sites.failing(layers)
     count = sum(map(len, inputs))
     if by == "gradient":
         parts = [_first_order(sites, x, names) for x in inputs]
@@ -105,6 +105,7 @@ def _first_order(sites: FaultySites, x: Tensor, names: Sequence[str]) -> dict[st
         return fault
 
     output = sites.run(x, 1, {name: gate(name) for name in names})[0].flatten(1)  # (b, m)
+    output = output + 0 * sum(g.sum() for g in gates.values())  # some may not reach the output
     total = {name: torch.zeros_like(gates[name][0, 0]) for name in names}
     for i in range(output.shape[1]):
         slopes = torch.autograd.grad(

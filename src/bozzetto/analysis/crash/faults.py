@@ -7,6 +7,17 @@ import torch
 from torch import Tensor
 
 
+def uniform(*shape: int, generator: torch.Generator) -> Tensor:
+    """Uniform draws in [0, 1) in float64, as fine as 2⁻⁴⁸, on the generator's device.
+
+    Those of float32 are multiples of 2⁻²⁴, and rates below that would be taken for it.
+    """
+    coarse, fine = (
+        torch.rand(shape, generator=generator, device=generator.device).double() for _ in range(2)
+    )
+    return coarse + 2.0**-24 * fine
+
+
 class NeuronFault(Protocol):
     """What failed neurons output."""
 
@@ -69,8 +80,7 @@ class DroppedConnections:
         """Weights with zeros."""
         if weight.ndim < 2:
             return weight.expand(patterns, *weight.shape)
-        u = torch.rand(patterns, *weight.shape, generator=generator, device=weight.device)
-        return weight * (u >= p)
+        return weight * (uniform(patterns, *weight.shape, generator=generator) >= p)
 
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -87,6 +97,5 @@ class BitFlips:
         word = _WORDS[weight.element_size()]
         bits = weight.contiguous().view(word).expand(patterns, *weight.shape).clone()
         for place in range(8 * weight.element_size()):
-            u = torch.rand(bits.shape, generator=generator, device=weight.device)
-            bits ^= (u < p).to(word) << place
+            bits ^= (uniform(*bits.shape, generator=generator) < p).to(word) << place
         return bits.view(weight.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bozzetto.analysis.crash.activations import MODULES, NoSoundBound, activation
-from bozzetto.analysis.crash.faults import NeuronFault, WeightFault
+from bozzetto.analysis.crash.faults import NeuronFault, WeightFault, uniform
 from bozzetto.analysis.crash.moments import Unit
 from bozzetto.analysis.crash.network import call_names, trace
 from bozzetto.linalg import derive_seed
@@ -72,6 +72,16 @@ class FaultySites:
         if unknown := sorted(wanted - set(self.nodes)):
             raise ValueError(f"no layers named {unknown}; the network has {list(self.nodes)}")
         return [name for name in self.nodes if name in wanted]
+
+    def failing(self, names: Iterable[str] | None) -> list[str]:
+        """Where neurons fail: at the named calls, or by default at activations.
+
+        Raises:
+            ValueError: without any such call, or for unknown names.
+        """
+        if found := self.chosen(self.default if names is None else names):
+            return found
+        raise ValueError("no layer can fail: the network has no activation before its output")
 
     def run(self, x: Tensor, patterns: int, faults: Mapping[str, Fault]) -> Tensor:
         """Outputs (patterns, b, *out) for inputs x (b, *s) under faults by site."""
@@ -172,11 +182,9 @@ def broken_neurons(
     """Networks whose neurons (or channels) fail at the named calls, by default at activations.
 
     Raises:
-        ValueError: without any such call, or for unknown names.
+        ValueError: as `FaultySites.failing`.
     """
-    names = sites.chosen(sites.default if layers is None else layers)
-    if not names:
-        raise ValueError("no layer can fail: the network has no activation before its output")
+    names = sites.failing(layers)
 
     def run(x: Tensor, p: float, patterns: range, seed: int) -> Tensor:
         faults = {n: neuron_fault(fault, p, unit, patterns, derive_seed(seed, n)) for n in names}
@@ -192,7 +200,7 @@ def neuron_fault(fault: NeuronFault, p: float, unit: Unit, patterns: range, seed
         shape = value.shape[2:] if unit == "neuron" else [value.shape[2], *[1] * (value.ndim - 3)]
 
         def draw(count: int, generator: torch.Generator) -> Tensor:
-            return torch.rand(count, 1, *shape, generator=generator, device=value.device)
+            return uniform(count, 1, *shape, generator=generator)
 
         failed = in_blocks(draw, patterns, value.device, seed) < p
         output_seed = derive_seed(seed, "output", patterns.start)
@@ -205,17 +213,20 @@ def broken_weights(model: nn.Module, fault: WeightFault, layers: Sequence[str] |
     """Networks whose stored weights fail: those of the named modules, by default all.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when there are none, or a name has none.
     """
     twin = copy.deepcopy(model).eval()
     weights = {name: w.detach() for name, w in twin.named_parameters() if w.is_floating_point()}
-    if layers is not None:
-        weights = {n: w for n, w in weights.items() if n.rpartition(".")[0] in set(layers)}
-    if not weights:
-        modules = [name for name, _ in model.named_modules()]
-        raise ValueError(f"no weights to break in {layers}; the model has modules {modules}")
+    owners = {name: name.rpartition(".")[0] for name in weights}
+    chosen = set(owners.values()) if layers is None else set(layers)
+    if (unknown := sorted(chosen - set(owners.values()))) or not weights:
+        known = list(dict.fromkeys(owners.values()))
+        raise ValueError(f"no weights to break in {unknown}; the modules with weights are {known}")
+    weights = {name: w for name, w in weights.items() if owners[name] in chosen}
 
     def run(x: Tensor, p: float, patterns: range, seed: int) -> Tensor:
+        if not p:
+            return twin(x).unsqueeze(0).repeat_interleave(len(patterns), 0)
         faulty = {
             name: in_blocks(
                 lambda count, generator, w=w: fault.weights(w, p, count, generator),

@@ -13,7 +13,7 @@ from bozzetto.analysis.crash.rules import Affine, Combine, Concat, Rule, rearran
 Call = Callable[[Tensor], Tensor]
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"}
-_MOVES = {"getitem", "pad", "permute", "transpose", "movedim", "neg"}
+_MOVES = {"getitem", "permute", "transpose", "movedim"}
 _KEEPS = {"contiguous", "clone", "detach", "to", "double", "float", "type_as", "dropout"}
 _JOINS = {
     "add": (1.0, 1.0),
@@ -75,15 +75,13 @@ def call_rule(
         return rule(_POOLS[name](*args[1:], **dtype_free))
     if name in _RESHAPES:
         return rearrange(lambda x: x.reshape(x.shape[0], *value.shape[1:]))
-    if name in _KEEPS or (name in _MOVES and _copies_nothing(name, args, settings)):
+    if name in _KEEPS or (name in _MOVES and _copies_nothing(name, args)):
         return rearrange(call)
     return _constant_call(name, args, settings, (call, value, source))
 
 
-def _copies_nothing(name: str, args: tuple[Any, ...], settings: dict[str, Any]) -> bool:
-    """Whether no element is repeated by an index or a border."""
-    if name == "pad":
-        return settings.get("mode", args[2] if len(args) > 2 else "constant") == "constant"
+def _copies_nothing(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether no element is repeated by an index."""
     if name == "getitem":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return all(isinstance(i, int | slice) or i is Ellipsis for i in index)
@@ -104,24 +102,31 @@ def _constant_call(
     settings: dict[str, Any],
     known: tuple[Call, Tensor, Source],
 ) -> Rule:
-    """Sums and products with constants, means, and `linear` with a constant weight."""
-    call, value, source = known
+    """Sums and products with constants, means, borders, `linear` with a constant weight."""
+    call = known[0]
+    if name == "neg":
+        return Affine(call, lambda x, _: x, single=True)
+    if name == "pad" and settings.get("mode", args[2] if len(args) > 2 else "constant") == (
+        "constant"
+    ):
+        return Affine(call, lambda x, _: call(x) - call(torch.zeros_like(x)), single=True)
     if name in ("mean", "sum"):
         return Affine(call, lambda x, _: call(x), squares=False)
     if name == "linear":
         weight = args[1] if len(args) > 1 else settings["weight"]
         return Affine(call, lambda x, q: F.linear(x, weight.abs() ** q))
     if name in _JOINS or name in ("mul", "imul", "truediv", "div"):
-        return _scaled(name, call, value, source)
+        return _scaled(name, known, rounded=settings.get("rounding_mode") is not None)
     raise NoSoundBound(f"no sound bound for {name!r}")
 
 
-def _scaled(name: str, call: Call, value: Tensor, source: Source) -> Affine:
+def _scaled(name: str, known: tuple[Call, Tensor, Source], *, rounded: bool) -> Affine:
     """Sums and products with a constant c: x + c, c − x, c·x and x / c."""
+    call, value, source = known
     if source.shape != value.shape:
         raise NoSoundBound(f"no sound bound for {name!r} that broadcasts an activation")
-    if "div" in name and not source.leads:
-        raise NoSoundBound(f"no sound bound for {name!r} by an activation")
+    if "div" in name and (not source.leads or rounded):
+        raise NoSoundBound(f"no sound bound for {name!r} by an activation, or rounded")
 
     def power(x: Tensor, q: int) -> Tensor:
         one = x.new_ones(1, *x.shape[1:])

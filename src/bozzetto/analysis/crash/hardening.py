@@ -34,20 +34,33 @@ def with_crashes(model: nn.Module, p: float) -> nn.Module:
 
     Raises:
         ValueError: for p outside [0, 1), or a model without an activation before its output.
-        TypeError: for a model that cannot be traced.
+        TypeError: for a model that cannot be traced, or is another one while it trains.
     """
-    crashes = CrashDropout(p)
-    graph = trace(copy.deepcopy(model))
+    crashes = CrashDropout(p).train(model.training)
+    graph = trace(_same_in_both_modes(copy.deepcopy(model)))
     nodes = activation_nodes(graph)
     if not nodes:
         raise ValueError("no layer can crash: the network has no activation before its output")
-    graph.add_submodule("crashes", crashes)
+    name = "crashes"
+    while hasattr(graph, name):
+        name += "_"
+    graph.add_submodule(name, crashes)
     for node in nodes:
         with graph.graph.inserting_after(node):
-            crashed = graph.graph.call_module("crashes", (node,))
+            crashed = graph.graph.call_module(name, (node,))
         node.replace_all_uses_with(
             crashed, delete_user_cb=lambda user, own=crashed: user is not own
         )
     graph.recompile()
-    graph.train(model.training)
     return graph
+
+
+def _same_in_both_modes(model: nn.Module) -> nn.Module:
+    """The model, if a trace of it holds whether it trains or not."""
+    probe = copy.deepcopy(model)
+    if trace(probe.train()).code != trace(probe.eval()).code:
+        raise TypeError(
+            f"{type(model).__name__} asks for its training mode as it runs, as functional dropout "
+            "does: use modules such as nn.Dropout"
+        )
+    return model

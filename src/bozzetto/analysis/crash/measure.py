@@ -128,8 +128,9 @@ def crash(
         TypeError: for a model that cannot be traced.
     """
     rates = tuple(float(rate) for rate in (p if isinstance(p, Sequence) else [p]))
-    if bad := [rate for rate in rates if not 0 <= rate <= 1]:
-        raise ValueError(f"a fault probability lies in [0, 1]; got {bad}")
+    bad = [rate for rate in rates if not 0 <= rate <= 1]
+    if bad or not rates:
+        raise ValueError(f"crash needs at least one p, each in [0, 1]; got {bad or 'none'}")
     if patterns < 1 or not 0 < confidence < 1:
         raise ValueError(f"need patterns >= 1, 0 < confidence < 1; got {patterns}, {confidence}")
     data = [read_batch(batch) for batch in batches]

@@ -8,18 +8,26 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from bozzetto.analysis.crash.activations import Activation, NoSoundBound, activation
+from bozzetto.analysis.crash.activations import Activation, NoSoundBound
 from bozzetto.analysis.crash.functions import Source, call_rule
-from bozzetto.analysis.crash.rules import Combine, Concat, Rule, SingleRule, rule
+from bozzetto.analysis.crash.rules import (
+    Combine,
+    Concat,
+    Rule,
+    SingleRule,
+    has_rule,
+    rule,
+)
 
 
 class _Tracer(fx.Tracer):
-    """Keeps torch's own layers and registered ones whole; looks into everything else."""
+    """Keeps torch's own layers and registered ones whole; looks into everything else.
+
+    A subclass with its own forward is not what it was derived from.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = any(f.dispatch(type(m)) is not f.dispatch(nn.Module) for f in (rule, activation))
-        along_axis = hasattr(m, "sketch") and hasattr(m, "dim")
-        return known or along_axis or super().is_leaf_module(m, module_qualified_name)
+        return has_rule(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -144,9 +152,15 @@ class _Reader:
             self.steps.append(Step(self.names[node], self._rule(node, sources), inputs, value))
         elif not isinstance(value, int | float | torch.Size | torch.dtype | torch.device):
             if node.op == "call_module":
-                rule(self.graph.get_submodule(str(node.target)))  # says which has no bound
+                self._module_rule(node)  # says which has no bound
             kind = type(value).__name__
             raise NoSoundBound(f"no sound bound for {node}: it gives a {kind}, not one tensor")
+
+    def _module_rule(self, node: fx.Node) -> Rule:
+        module = self.graph.get_submodule(str(node.target))
+        if not has_rule(module):
+            raise NoSoundBound(f"no sound bound for {type(module).__name__}: {module!r}")
+        return rule(module)
 
     def _rule(self, node: fx.Node, sources: list[fx.Node]) -> Rule:
         found = self._known_rule(node, sources)
@@ -166,7 +180,7 @@ class _Reader:
 
     def _known_rule(self, node: fx.Node, sources: list[fx.Node]) -> Rule:
         if node.op == "call_module":
-            return rule(self.graph.get_submodule(str(node.target)))
+            return self._module_rule(node)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
         first = sources[0]

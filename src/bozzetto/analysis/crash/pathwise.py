@@ -80,6 +80,7 @@ def largest_sum(network: Network, failures: Mapping[str, float], unit: Unit) -> 
     """The largest Σ b_i g_i over at most f crashes in each layer, (b, *out)."""
     domain = Pathwise()
     error = walk(network, domain, dict.fromkeys(failures, 1.0)).error.flatten(1)  # (b, m)
+    error = error + 0 * sum(lost.sum() for lost in domain.lost)  # some may not reach the output
     most = torch.zeros_like(error)
     for i in range(error.shape[1]):
         gains = torch.autograd.grad(error[:, i].sum(), domain.lost, retain_graph=True)

@@ -22,9 +22,11 @@ def _by_site(
     value: float | Mapping[str, float], names: Sequence[str], default: Sequence[str]
 ) -> dict[str, float]:
     if not isinstance(value, Mapping):
-        if not default:
-            raise ValueError("no layer to crash: the network has no activation before its output")
-        return dict.fromkeys(default, value)
+        value = dict.fromkeys(default, value)
+    if not value:
+        raise ValueError(
+            "no layer to crash: none was named, or the network has no activation before its output"
+        )
     unknown = sorted(set(value) - set(names))
     if unknown:
         raise ValueError(f"no layers named {unknown}; the network has {list(names)}")

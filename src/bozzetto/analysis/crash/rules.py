@@ -1,6 +1,5 @@
 """What each layer type is to a bound: an affine map, an activation, a maximum or a join."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.analysis.crash.activations import Activation, activation
+from bozzetto.analysis.crash.activations import Activation, NoSoundBound, activation
 
 Function = Callable[[Tensor], Tensor]
 
@@ -99,9 +98,20 @@ def rule(module: nn.Module) -> Rule:
     Raises:
         NoSoundBound: for a layer without a sound bound.
     """
-    if isinstance(getattr(module, "sketch", None), nn.Module) and hasattr(module, "dim"):
+    if _is_along_axis(module):
         return _along_axis(module)
     return activation(module)
+
+
+def has_rule(module: nn.Module) -> bool:
+    """Whether `rule` holds for what a module computes: not for a subclass with its own forward."""
+    kind = next(k for k in type(module).__mro__ if k in rule.registry or k in activation.registry)
+    known = getattr(kind, "forward", NotImplemented)
+    return _is_along_axis(module) or getattr(module.forward, "__func__", None) is known
+
+
+def _is_along_axis(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "sketch", None), nn.Module) and hasattr(module, "dim")
 
 
 def _along_axis(module: Any) -> Affine:
@@ -130,10 +140,13 @@ def _largest_singular(matrix: Tensor) -> float:
 
 
 def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
-    """The module with another weight and no bias; the original is untouched."""
-    changed = copy.copy(module)
-    changed._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": None}
-    changed._buffers = {}
+    """A plain module with another weight and no bias; parametrizations and hooks stay behind."""
+    kind: type[nn.Module] = next(k for k in type(module).__mro__ if k in rule.registry)
+    changed = nn.Module.__new__(kind)
+    kept = {k: v for k, v in vars(module).items() if k != "weight"}
+    parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": None}
+    bare = {k: {} for k in ("_buffers", "_modules", "_forward_pre_hooks", "_forward_hooks")}
+    vars(changed).update(kept, _parameters=parameters, **bare)
     return changed
 
 
@@ -261,10 +274,16 @@ def _windows(module: Any, x: Tensor) -> Tensor:
 @rule.register
 def _(module: nn.Softmax) -> Mixing:
     """∂_j s_i = s_i (1_{i=j} − s_j) lies within ±¼."""
-    return Mixing(module, -1 if module.dim is None else module.dim, 0.25, 0.25, 1.0)
+    return Mixing(module, _axis(module), 0.25, 0.25, 1.0)
 
 
 @rule.register
 def _(module: nn.LogSoftmax) -> Mixing:
     """∂_j log s_i = 1_{i=j} − s_j lies within ±1."""
-    return Mixing(module, -1 if module.dim is None else module.dim, 1.0, 1.0, math.inf)
+    return Mixing(module, _axis(module), 1.0, 1.0, math.inf)
+
+
+def _axis(module: nn.Softmax | nn.LogSoftmax) -> int:
+    if module.dim is None:  # torch then chooses by the number of axes
+        raise NoSoundBound(f"no sound bound for {module!r} without its dim")
+    return module.dim

@@ -63,7 +63,7 @@ def crash_errors(network: Network, alive: Tensor, shapes: Mapping[str, torch.Siz
     """
     b, errors = len(network.x), []
     for chunk in alive.split(max(1, _ROWS // b)):
-        parts = chunk.to(network.x.dtype).split([s.numel() for s in shapes.values()], 1)
+        parts = chunk.to(network.x).split([s.numel() for s in shapes.values()], 1)
         masks = {
             name: part.repeat_interleave(b, 0).reshape(-1, *shape)
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
@@ -103,5 +103,5 @@ def few_crashes(
     alive = patterns_up_to(len(rates), k)
     log = torch.where(alive, (1 - rates).log(), rates.log()).sum(1)
     errors = crash_errors(network, alive, shapes)
-    exact = torch.einsum("p,p...->...", log.exp(), errors)
+    exact = torch.einsum("p,p...->...", log.exp().to(errors), errors)
     return exact, *crashes_beyond(rates, k)

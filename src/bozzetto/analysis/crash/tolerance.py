@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from bozzetto.analysis.crash.bound import crash_bound
 from bozzetto.analysis.crash.critical import dead
@@ -59,11 +60,9 @@ class Margins(nn.Module):
     def __init__(self, model: nn.Module, best: int, classes: int) -> None:
         super().__init__()
         self.model = model
-        like = next(model.parameters())
-        self.lead = nn.Linear(classes, classes - 1, bias=False).to(like)
+        self.lead = skip_init(nn.Linear, classes, classes - 1, bias=False)  # draws nothing
         rest = torch.eye(classes)[[i for i in range(classes) if i != best]]
-        with torch.no_grad():
-            self.lead.weight.copy_(torch.eye(classes)[best] - rest)
+        self.lead.weight = nn.Parameter(torch.eye(classes)[best] - rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """y_best − y_other."""
