@@ -4,8 +4,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
+from bozzetto.composite.twins import clone, is_exactly, linear
 from bozzetto.maps import expand_one
 
 __all__ = ["register"]
@@ -27,7 +29,7 @@ def _if_exactly(kind: type[nn.Module], twin: Callable[[Any], nn.Module]) -> Call
 
     def made(module: nn.Module) -> nn.Module:
         hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if type(module) is not kind or hooked or module._parameters.get("weight") is None:
+        if hooked or module._parameters.get("weight") is None or not is_exactly(module, kind, ()):
             return module
         return twin(module).train(module.training)
 
@@ -36,22 +38,17 @@ def _if_exactly(kind: type[nn.Module], twin: Callable[[Any], nn.Module]) -> Call
 
 def _conv1d(module: Any) -> nn.Module:
     """Of transformers' `Conv1D`, y = x W + b with W stored (n, m)."""
-    return _linear(module.weight.detach().T.contiguous(), module.weight, module.bias)
+    values = module.weight.detach().T.clone(memory_format=torch.contiguous_format)
+    return linear(nn.Parameter(values, module.weight.requires_grad), _bias(module))
 
 
 def _graph_linear(module: Any) -> nn.Module:
     """Of torch_geometric's `Linear`, which may learn n from a batch: y = W x + b with W (m, n)."""
-    return _linear(module.weight.detach(), module.weight, module.bias)
+    return linear(clone(module.weight), _bias(module))
 
 
-def _linear(values: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """The nn.Linear with clones of these values (m, n) and of the bias (m,)."""
-    m, n = values.shape
-    made = nn.Linear(n, m, bias is not None, device="meta")  # draws nothing from the generator
-    made.weight = nn.Parameter(values.clone(), weight.requires_grad)
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-    return made
+def _bias(module: Any) -> nn.Parameter | None:
+    return None if module.bias is None else clone(module.bias)
 
 
 _TWINS: dict[tuple[str, str], Callable[[Any], nn.Module]] = {

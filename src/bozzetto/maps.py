@@ -71,7 +71,7 @@ def linear_map(module: nn.Module) -> LinearMap:
 def _check_plain(module: nn.Module, known: type[nn.Module]) -> None:
     """Raise NotLinear unless the module's weight is its map."""
     name = type(module).__name__
-    if type(module).forward is not known.forward:
+    if type(module).forward is not known.forward or "forward" in vars(module):
         raise NotLinear(f"{name} has a forward of its own")
     if parametrize.is_parametrized(module) or module._parameters.get("weight") is None:
         raise NotLinear("its weight is computed (a parametrization or weight norm)")

@@ -89,16 +89,18 @@ class _Meter:
             self.seen.add(rows, rows)
         return bool(x.isfinite().all())
 
-    def add_gradient(self, gradient: Tensor) -> None:
-        rows = gradient.movedim(self.op.dim, -1).flatten(0, -2).unflatten(-1, (self.op.groups, -1))
+    def add_gradient(self, gradient: Tensor) -> bool:
+        """Whether it is finite."""
+        channels = gradient.movedim(self.op.dim, -1)
+        rows = channels.reshape(-1, self.op.groups, channels.shape[-1] // self.op.groups)
         rows = _single(rows).movedim(1, 0)  # (g, b, m)
         self.graded.add(rows, rows)
+        return bool(gradient.isfinite().all())
 
     def result(self) -> Stats | None:
         """None if nothing came."""
         gradient = self.graded.means()[0] if self.graded.count else None
-        if isinstance(self.counts, Tensor):
-            count = int(self.counts.sum())
+        if isinstance(self.counts, Tensor) and (count := int(self.counts.sum())):
             return Stats(self.counts.cpu() / count, None, gradient, count, tuple(self.shapes))
         if not self.seen.count:
             return None
@@ -119,7 +121,7 @@ def chunks(x: Tensor, op: Op) -> Iterator[Tensor]:
         yield x
         return
     x = x if x.ndim == len(taps) + 2 else x.unsqueeze(0)
-    wide = x[0].numel() * math.prod(taps)
+    wide = math.prod(x.shape[1:]) * math.prod(taps)
     yield from x.split(max(1, _CHUNK // max(1, wide)))
 
 
@@ -160,8 +162,8 @@ def collect(
         {path: Stats} of the layers that were reached.
 
     Raises:
-        ValueError: for no batches, a NaN or infinite value (naming batch and layer), or weights
-            that are not finite.
+        ValueError: for no batches, a NaN or infinite value in an input or a gradient (naming batch
+            and layer), or weights that are not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
         model = expand(model, weights="shared").eval()
@@ -188,21 +190,18 @@ def _measure(
     model: nn.Module, batch: Any, meters: Mapping[str, _Meter], loss: Loss | None, number: int
 ) -> None:
     """One batch forward and backward, with every layer's meter attached."""
-    outputs: list[tuple[_Meter, Tensor]] = []
+    outputs: list[tuple[str, Tensor]] = []
 
     def hook(path: str, meter: _Meter) -> Callable[..., Tensor]:
         def keep(_: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
             x = first_input(args, kwargs)
             if not meter.add_input(x):
-                raise ValueError(
-                    f"calibration needs finite values; in batch {number} the input of layer "
-                    f"{path!r} has NaN or infinity"
-                )
+                raise _not_finite("the input", path, number)
             if number == 1:
                 meter.shapes.append(tuple(x.shape))
             if not output.requires_grad:
                 return output
-            outputs.append((meter, output))
+            outputs.append((path, output))
             return output.clone()  # an in-place activation must not change what we keep
 
         return keep
@@ -219,9 +218,16 @@ def _measure(
     if not outputs or not score.requires_grad:
         return
     gradients = torch.autograd.grad(score, [y for _, y in outputs], allow_unused=True)
-    for (meter, _), gradient in zip(outputs, gradients, strict=True):
-        if gradient is not None:
-            meter.add_gradient(gradient)
+    for (path, _), gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None and not meters[path].add_gradient(gradient):
+            raise _not_finite("the gradient at the output", path, number)
+
+
+def _not_finite(what: str, path: str, number: int) -> ValueError:
+    return ValueError(
+        f"calibration needs finite values; in batch {number} {what} of layer {path!r} has NaN or "
+        "infinity"
+    )
 
 
 def _output(model: nn.Module, batch: Any, number: int) -> Any:

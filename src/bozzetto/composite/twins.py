@@ -24,10 +24,11 @@ def is_exactly(module: nn.Module, kind: type[nn.Module], parameters: Iterable[st
     """Whether it is of that very type and those attributes are stored parameters (or None).
 
     A weight that is computed (weight norm, pruning) is a plain tensor there, not a parameter; a
-    parametrized module has a type of its own.
+    parametrized module has a type of its own. Nor may the instance have a forward of its own.
     """
     stored = (getattr(module, name) for name in parameters)
-    return type(module) is kind and all(p is None or isinstance(p, nn.Parameter) for p in stored)
+    own = type(module) is kind and "forward" not in vars(module)
+    return own and all(p is None or isinstance(p, nn.Parameter) for p in stored)
 
 
 def clone(parameter: Tensor, rows: slice = EVERY_ROW) -> nn.Parameter:
