@@ -218,6 +218,12 @@ def test_simplex_weights_meet_the_optimality_conditions(n, seed):
     assert_close(slope[alpha > 0], level.expand(int((alpha > 0).sum())))
 
 
+def test_a_long_history_is_mixed_too():
+    gram = torch.linspace(1, 2, 70, dtype=torch.float64)
+    weights = mixing_weights(gram.diag(), "affine")
+    assert_close(weights, (1 / gram) / (1 / gram).sum())
+
+
 def test_the_affine_minimum_may_leave_the_simplex_and_is_lower():
     r = torch.tensor([[1.0, 0.0], [2.0, 0.5]], dtype=torch.float64)
     gram = r @ r.T

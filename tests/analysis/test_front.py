@@ -53,3 +53,11 @@ def test_it_needs_networks_and_batches() -> None:
     model, small, _ = networks()
     with pytest.raises(ValueError, match="needs networks and batches; got 2, 0"):
         front(model, small, [])
+
+
+def test_names_that_would_hide_others_are_refused() -> None:
+    model, batches = nn.Linear(2, 2), [torch.ones(1, 2)]
+    with pytest.raises(ValueError, match="target"):
+        front(model, {"target": nn.Linear(2, 2)}, batches)
+    with pytest.raises(ValueError, match="error"):
+        front(model, {"small": model}, batches, metrics={"error": lambda net: 1.0})

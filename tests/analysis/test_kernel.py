@@ -97,3 +97,5 @@ def test_bad_arguments_are_named():
         kernel(model, model, draw(4, 4), signal=torch.zeros(3))
     with pytest.raises(ValueError, match="ridge must be positive"):
         kernel(model, model, draw(4, 4), ridge=0.0)
+    with pytest.raises(ValueError, match="constant"):
+        kernel(model, model, draw(4, 4), signal=torch.ones(4))

@@ -189,6 +189,16 @@ def test_frozen_parameters_are_left_out_and_the_model_is_left_alone():
         empirical_ntk(model, x)
 
 
+def test_buffers_that_the_model_writes_are_left_alone():
+    norm = nn.InstanceNorm1d(4, track_running_stats=True)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), norm, nn.Flatten(), nn.Linear(8, 2)).double()
+    x = draw(3, 2, 4)
+    kernel = empirical_ntk(model, x)
+    assert (norm.running_mean == 0).all()
+    jacobian = one_by_one_of(model, x)
+    torch.testing.assert_close(kernel, (jacobian @ jacobian.mT).mean(0))
+
+
 def one_by_one_of(model: nn.Module, x: Tensor) -> Tensor:
     """(O, N, parameters) over the parameters that require gradients."""
     wanted = [p for p in model.parameters() if p.requires_grad]

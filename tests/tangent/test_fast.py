@@ -94,6 +94,14 @@ def test_a_window_is_torchs_convolution(window: Window):
     torch.testing.assert_close(ours, theirs.flatten())
 
 
+def test_a_window_may_be_longer_than_the_other_side_of_the_image():
+    window = Window((1, 6))
+    assert window.axis(5, 0).shape == (1, 5)
+    x, h = draw(3, 2, 5, 6), Image(Input(2, 30), (5, 6)).convolve(window)
+    program = Program(readout(h.map(apply(relu, h.vector)).mean()))
+    same(convolutional_kernels(x, [Layer(relu, window=window)]), program, x, None)
+
+
 @both_conventions
 @pytest.mark.parametrize("pool", ["mean", "last"])
 def test_recurrent_networks(pool, respect_to):

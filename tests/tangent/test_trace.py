@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from bozzetto.tangent import (
     Gelu,
@@ -141,3 +142,47 @@ def test_control_flow_is_named_and_a_tied_readout_refused():
         trace(TiedReadout(), draw(1, 4)).ntk(draw(1, 4))
     with pytest.raises(ValueError, match="2, 3 or 4 axes"):
         trace(Branching(), draw(4))
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x) + 1.0))
+
+
+def rows_of_pixels(last: nn.Module) -> nn.Module:
+    """A layer on the last axis of an image, which holds pixels."""
+    return nn.Sequential(nn.Conv2d(3, 5, 1), last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (nn.Sequential(weight_norm(nn.Linear(4, 1))), (2, 4), "computed from other parameters"),
+        (Shifted(), (2, 4), "adds a constant"),
+        (rows_of_pixels(nn.Linear(5, 5)), (2, 3, 5, 5), r"rows of pixels \(5, 5\)"),
+        (
+            rows_of_pixels(nn.LayerNorm(5, elementwise_affine=False)),
+            (2, 3, 5, 5),
+            r"rows of pixels \(5, 5\)",
+        ),
+        (rows_of_pixels(nn.AvgPool2d(2, divisor_override=1)), (2, 3, 4, 4), "divisor_override"),
+    ],
+)
+def test_what_would_be_misread_is_refused(
+    model: nn.Module, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UnreadableError, match=message):
+        trace(model, draw(*shape))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_an_elu_is_integrated_on_both_sides_of_its_kink(alpha: float) -> None:
+    elu = nn.ELU(alpha)
+    h = apply(Quadrature(elu, 200, "polar"), layer(Input(4, 1), "a"))
+    same(
+        nn.Sequential(nn.Linear(4, 8), elu, nn.Linear(8, 1)), Program(layer(h, "b", 1)), draw(3, 4)
+    )

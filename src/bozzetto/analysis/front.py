@@ -106,9 +106,16 @@ def front(
         metrics: further measures by name, a network -> a number.
 
     Raises:
-        ValueError: without networks or batches, or if outputs differ in shape.
+        ValueError: without networks or batches, for one called "target" or a metric called as an
+            attribute of `Point`, or if outputs differ in shape.
     """
     held = list(batches)
+    taken = (
+        {"target"} & networks.keys(),
+        {field.name for field in fields(Point)} & (metrics or {}).keys(),
+    )
+    if any(taken):
+        raise ValueError(f"a front has columns and a row of these names already: {taken}")
     if not networks or not held:
         raise ValueError(f"a front needs networks and batches; got {len(networks)}, {len(held)}")
     found = {"target": model, **networks}

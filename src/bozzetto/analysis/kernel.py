@@ -93,12 +93,12 @@ def kernel(
         block: inputs whose gradients are held at once.
 
     Raises:
-        ValueError: for fewer than two inputs, a signal of another length or a ridge ≤ 0.
+        ValueError: as `compare_kernels`.
     """
     with in_mode(model, training=False), in_mode(small, training=False):
         with torch.no_grad():
             learnt = model(x).flatten(1) if signal is None else signal
-        kernels = [empirical_ntk(m, x, block=block).double() for m in (model, small)]
+        kernels = [empirical_ntk(m, x, block=block) for m in (model, small)]
     return compare_kernels(kernels[0], kernels[1], learnt, ridge=ridge)
 
 
@@ -108,8 +108,10 @@ def compare_kernels(
     """The comparison for two kernels (N, N) that are there already.
 
     Raises:
-        ValueError: for fewer than two inputs, a signal of another length or a ridge ≤ 0.
+        ValueError: for fewer than two inputs, a signal of another length, one that is the same for
+            all inputs (nothing is left to learn but a constant), or a ridge ≤ 0.
     """
+    target, small, signal = (t.detach().cpu().double() for t in (target, small, signal))
     n = len(target)
     if n < 2 or len(signal) != n:
         raise ValueError(f"needs at least 2 inputs and as many signals; got {n} and {len(signal)}")
@@ -118,8 +120,10 @@ def compare_kernels(
     pairs = [torch.linalg.eigh(k / n) for k in (target, small)]
     spectra = torch.stack([values.flip(0).clamp(min=0) for values, _ in pairs])
     level = ridge * float(spectra[0].mean())
-    signal = signal.double().reshape(n, -1)
+    signal = signal.reshape(n, -1)
     signal = signal - signal.mean(0)
+    if not signal.any():
+        raise ValueError("the signal needs to differ between inputs; it is constant")
     times = torch.logspace(-1, 4, 101, dtype=torch.float64)
     dimensions = (spectra / (spectra + level)).sum(1).tolist()
     curves = [_curve(values, at, signal, times / spectra[0, 0]) for values, at in pairs]

@@ -94,9 +94,10 @@ def mixing_weights(gram: Tensor, domain: Domain) -> Tensor:
     the best of those that are feasible, found by solving all 2ⁿ - 1 at once.
     """
     n = len(gram)
-    first = 1 if domain == "simplex" else 2**n - 1
-    faces = torch.arange(first, 2**n)[:, None] >> torch.arange(n) & 1
-    faces = faces.to(gram)  # (faces, n), 1 where a point takes part
+    faces = torch.ones(1, n)  # (faces, n), 1 where a point takes part
+    if domain == "simplex":
+        faces = torch.arange(1, 2**n)[:, None] >> torch.arange(n) & 1
+    faces = faces.to(gram)
     systems = faces[:, :, None] * faces[:, None, :] * gram + torch.diag_embed(1 - faces)
     solved = torch.linalg.solve(systems, faces)
     weights = solved / solved.sum(1, keepdim=True)

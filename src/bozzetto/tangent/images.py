@@ -45,19 +45,25 @@ class Window:
 
     def output(self, image: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the result."""
-        sizes = []
-        for axis in (0, 1):
-            reach = self.dilation[axis] * (self.kernel[axis] - 1)
-            whole = self.padding in ("same", "circular")
-            around = reach if whole else 2 * self.before[axis]
-            sizes.append((image[axis] + around - reach - 1) // self.stride[axis] + 1)
-        if min(sizes) < 1:
-            raise ValueError(f"a window {self.kernel} does not fit an image {image}")
-        return sizes[0], sizes[1]
+        return self.places(image[0], 0), self.places(image[1], 1)
+
+    def places(self, length: int, which: int) -> int:
+        """How many windows there are along one axis.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        reach = self.dilation[which] * (self.kernel[which] - 1)
+        whole = self.padding in ("same", "circular")
+        around = reach if whole else 2 * self.before[which]
+        found = (length + around - reach - 1) // self.stride[which] + 1
+        if found < 1:
+            raise ValueError(f"a window {self.kernel} does not fit {length} pixels on axis {which}")
+        return found
 
     def axis(self, length: int, which: int) -> Tensor:
         """Input index of each (offset, output position) along one axis, −1 outside: (k, out)."""
-        out = self.output((length, length))[which]
+        out = self.places(length, which)
         start = torch.arange(out) * self.stride[which] - self.before[which]
         offset = torch.arange(self.kernel[which]) * self.dilation[which]
         index = offset[:, None] + start

@@ -36,8 +36,7 @@ class Program:
 
     Inputs are (N, d), (N, P, d) for P tokens or pixels, or images (N, d, H, W). Kernels are in the
     limit of infinite width, at initialisation, with respect to one coordinate of the output (the
-    kernel of several is this one times the identity); float64 unless the inputs are float32 tensors
-    and `dtype` says so.
+    kernel of several is this one times the identity), and computed in `dtype`.
 
     Raises:
         ValueError: if a matrix is applied to vectors of different widths, or a hidden matrix has a

@@ -79,6 +79,7 @@ class Reader:
 
     def linear(self, m: nn.Linear, x: Value, name: str) -> Value:
         """A dense layer, of every position or of all merged."""
+        _check_last(x)
         width = f"n{m.out_features}"
         if x.flat:
             gain = prod(x.grid) ** -0.5
@@ -109,6 +110,12 @@ def _two(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
+def _check_last(x: Value) -> None:
+    """Refuse what acts on the last axis where that holds pixels, not coordinates."""
+    if len(x.grid) == 2 and not x.flat:
+        raise ValueError(f"acts on rows of pixels {x.grid}: flatten them first")
+
+
 def _window(m: nn.Conv2d) -> Window:
     if m.groups != 1 or m.padding_mode not in ("zeros", "circular"):
         raise ValueError("needs a convolution without groups, padded with zeros or circularly")
@@ -130,8 +137,10 @@ def _activation(m: nn.Module) -> Activation | None:
             return Rectifier(m.negative_slope)
         case nn.GELU() if m.approximate == "none":
             return Gelu()
-        case nn.Tanh() | nn.Sigmoid() | nn.SiLU() | nn.Softplus() | nn.ELU() | nn.GELU():
+        case nn.Tanh() | nn.Sigmoid() | nn.SiLU() | nn.Softplus() | nn.GELU():
             return Quadrature(m)
+        case nn.ELU():
+            return Quadrature(m, rule="polar")  # its second derivative jumps at zero
         case nn.Identity() | nn.Dropout():
             return Identity()
         case _:
@@ -141,8 +150,8 @@ def _activation(m: nn.Module) -> Activation | None:
 def _pooled(m: nn.AvgPool2d | nn.MaxPool2d, x: Value) -> Value:
     kernel = _two(m.kernel_size)
     stride = kernel if m.stride is None else _two(m.stride)
-    if m.ceil_mode:
-        raise ValueError("needs pooling without ceil_mode")
+    if m.ceil_mode or getattr(m, "divisor_override", None):
+        raise ValueError("needs pooling without ceil_mode and divisor_override")
     if isinstance(m, nn.MaxPool2d):
         window = Window(kernel, stride, _two(m.padding), _two(m.dilation))
         image = x.image.largest(window)
@@ -168,6 +177,8 @@ def _averaged(x: Value, dim: Any = None, keepdim: bool = False) -> Value:
 
 
 def _module(reader: Reader, m: nn.Module, x: Value, name: str) -> Value:
+    if hasattr(m, "weight") and "weight" not in {**m._parameters, **m._buffers}:
+        raise ValueError(f"the weight of {m} is computed from other parameters")
     activation = _activation(m)
     if activation is not None:
         return x if isinstance(activation, Identity) else x.to(apply(activation, x.vector))
@@ -183,12 +194,15 @@ def _module(reader: Reader, m: nn.Module, x: Value, name: str) -> Value:
         case nn.Flatten() if m.end_dim == -1:
             return _flattened(x, m.start_dim)
         case nn.LayerNorm() if not m.elementwise_affine and len(m.normalized_shape) == 1:
+            _check_last(x)
             return x.to(layer_norm(x.vector, eps=m.eps))
         case _:
             raise ValueError(f"no rule for {m}")
 
 
-def _sum(a: Value, b: Value) -> Value:
+def _sum(a: Any, b: Any) -> Value:
+    if not (isinstance(a, Value) and isinstance(b, Value)):
+        raise ValueError("adds a constant")
     if a.grid != b.grid or a.flat != b.flat:
         raise ValueError(f"adds positions {a.grid} and {b.grid}")
     return a.to(add(a.vector, b.vector))

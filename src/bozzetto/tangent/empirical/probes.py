@@ -83,7 +83,7 @@ class TangentOperator(LinearOperator):
         super().__init__(dtype=np.dtype(np.float64), shape=(size, size))
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
-        return self._forward(self._backward(x)).numpy().astype(np.float64)
+        return self._forward(self._backward(x)).cpu().numpy().astype(np.float64)
 
     def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._matvec(x)

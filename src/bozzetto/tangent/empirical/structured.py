@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bozzetto.tangent.empirical.network import ALL, Network, jacobian
 
@@ -215,7 +216,10 @@ class _Call:
 
 
 def _record(net: Network, x: Tensor) -> tuple[list[_Call], Tensor]:
-    """Run the model once with hooks on the modules that a rule knows, and take the hooks off."""
+    """Run the model once with hooks on the modules that a rule knows, and take the hooks off.
+
+    Buffers that it writes are copies.
+    """
     calls: list[_Call] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
@@ -228,8 +232,9 @@ def _record(net: Network, x: Tensor) -> tuple[list[_Call], Tensor]:
         for module in net.model.modules():
             if type(module) in RULES and "parametrizations" not in dict(module.named_children()):
                 handles.append(module.register_forward_hook(hook))  # noqa: PERF401
+        buffers = {k: v.clone() for k, v in net.model.named_buffers()}
         with torch.enable_grad():
-            out = net.model(x).flatten(1)
+            out = functional_call(net.model, buffers, (x,)).flatten(1)
     finally:
         for handle in handles:
             handle.remove()

@@ -173,8 +173,7 @@ def _convolve(state: _State, window: Window, layer: Layer, respect_to: Respect) 
 
 def shifted(v: Tensor, window: Window, which: int, dims: tuple[int, ...]) -> Tensor:
     """Σ_k of v with all `dims` (image axis `which`, of one or both inputs) moved by offset k."""
-    length = v.shape[dims[0]]
-    out = window.output((length, length))[which]
+    out = window.places(v.shape[dims[0]], which)
     stride, dilation = window.stride[which], window.dilation[which]
     reach = (out - 1) * stride + dilation * (window.kernel[which] - 1) + 1
     for dim in dims:
