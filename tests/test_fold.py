@@ -314,3 +314,51 @@ def test_forward_differentiation_of_a_layer_is_its_linear_part() -> None:
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, t))).tangent
     assert_close(tangent, t @ layer.weight().T)
+
+
+@pytest.mark.parametrize("sides", ["in", "out", "both"])
+def test_folding_leaves_the_layer_as_it_was(sides: Any) -> None:
+    layer, x = bz.nn.SketchLinear(24, 20, 3, sides=sides), normal(5, 24).float()
+    y = layer(x)
+    Folded(layer).absorb_(normal(20).float(), normal(20, seed=1).float())
+    assert_close(layer(x), y, rtol=0, atol=0)
+
+
+class Masked(nn.Module):
+    """Some outputs are infinite; a folded one notices that its weights are others."""
+
+    def __init__(self, change: float) -> None:
+        super().__init__()
+        self.conv, self.norm, self.change = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), change
+        self.norm.running_var = torch.tensor([0.5, 2.0, 3.0, 4.0])
+        self.sum = float(self.conv.weight.detach().sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        same = float(self.conv.weight.detach().sum()) == self.sum
+        hidden = torch.full_like(y, -torch.inf)
+        return torch.cat([hidden, y if same else y + self.change])
+
+
+@pytest.mark.parametrize("change", [torch.nan, torch.inf, 1.0])
+def test_outputs_that_are_not_finite_hide_no_difference(change: float) -> None:
+    with pytest.raises(ValueError, match="other outputs"):
+        for_inference(Masked(change).eval(), normal(2, 4, 5).float())
+
+
+def test_infinite_outputs_may_agree() -> None:
+    model, x = Masked(0.0).eval(), normal(2, 4, 5).float()
+    assert_close(for_inference(model, x)(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own
+@pytest.mark.usefixtures("forced")
+@paths
+def test_forward_differentiation_by_one_argument_alone(path: str) -> None:
+    signs, y, onto = random_signs(1, 12).double(), normal(5, 4), normal(5, 12)
+    for place in range(2):
+        with forward_ad.dual_level():
+            duals = [y.clone().requires_grad_(), onto.clone().requires_grad_()]
+            duals[place] = forward_ad.make_dual(duals[place], torch.ones_like(duals[place]))
+            got = forward_ad.unpack_dual(unfold(duals[0], signs, -1, duals[1])).tangent
+        assert_close(got, signs.expand(5, 12) if place == 0 else torch.ones(5, 12, **DOUBLE))

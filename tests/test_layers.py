@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 import bozzetto as bz
 from bozzetto.maps import LinearMap, linear_map
 from bozzetto.methods import Objective, make_method
-from bozzetto.sketch import FAMILIES
+from bozzetto.sketch import FAMILIES, Fold
 from bozzetto.stats import Stats
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -58,7 +59,7 @@ def test_a_sketched_layer_applies_the_weight_it_says(name: str, sides: Any, fami
     layer, x = layers()[name]
     sketched = SKETCHED[type(layer)].from_dense(layer, 1, sides=sides, family=family)
     dense = LinearMap(sketched.weight(), sketched.bias, linear_map(layer).op).module()
-    torch.testing.assert_close(sketched(x), dense(x), atol=1e-6, rtol=1e-5)
+    assert_close(sketched(x), dense(x), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["grouped", "circular", "unbatched", "volume"])
@@ -66,7 +67,7 @@ def test_the_joint_form_applies_the_weight_it_says(name: str) -> None:
     layer, x = layers()[name]
     sketched = SKETCHED[type(layer)].from_dense(layer, 1, form="joint", family="sign")
     dense = LinearMap(sketched.weight(), sketched.bias, linear_map(layer).op).module()
-    torch.testing.assert_close(sketched(x), dense(x), atol=1e-6, rtol=1e-5)
+    assert_close(sketched(x), dense(x), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sides", ["both", "in", "out"])
@@ -120,7 +121,7 @@ def test_an_embedding_looks_up_the_weight_it_says() -> None:
         made = bz.nn.SketchEmbedding.from_dense(table, 3, sides=sides, moment=torch.rand(40))
         want = made.weight().T[index].float()
         known = index != 3
-        torch.testing.assert_close(made(index)[known], want[known])
+        assert_close(made(index)[known], want[known])
 
 
 def test_low_rank_beats_every_other_factorisation_of_its_rank() -> None:
@@ -138,3 +139,63 @@ def test_low_rank_beats_every_other_factorisation_of_its_rank() -> None:
                 p += 1e-3 * torch.randn(p.shape, generator=draw, **DOUBLE)
         gains.append(objective.error(objective.w - method.weight(small, m)) - best)
     assert min(gains) > 0
+
+
+@pytest.mark.parametrize("sides", ["out", "in", "both"])
+def test_the_row_of_an_embeddings_padding_is_counted_from_either_end(sides: Any) -> None:
+    made = [bz.nn.SketchEmbedding(40, 8, 3, padding_idx=i, sides=sides) for i in (-2, 38)]
+    assert_close(made[0](torch.tensor(38)), torch.zeros(8))
+    assert [m.weight()[:, 38].abs().max().item() for m in made] == [0, 0]
+    with pytest.raises(ValueError, match=r"padding_idx lies in -40 … 39; got 40"):
+        bz.nn.SketchEmbedding(40, 8, 3, padding_idx=40, sides=sides)
+
+
+@pytest.mark.parametrize("sides", ["out", "in", "both"])
+def test_an_embeddings_weight_says_what_its_padding_gives(sides: Any) -> None:
+    table = nn.Embedding(40, 8, padding_idx=3)
+    with torch.no_grad():
+        table.weight[3] = 1.0  # as the head it is tied to may train it
+    made = bz.nn.SketchEmbedding.from_dense(table, 3, sides=sides)
+    assert_close(made(torch.arange(40)), made.weight().T.float())
+
+
+def test_the_diagonal_of_a_moment_is_a_moment_with_a_mean_too() -> None:
+    layer, x = nn.Linear(24, 20, **DOUBLE), 2 + torch.rand(200, 24, **DOUBLE)
+    diagonal, mean = x.square().mean(0), x.mean(0)
+    known = [
+        bz.nn.SketchLinear.from_dense(layer, 2, moment=moment, mean=mean)
+        for moment in (diagonal, diagonal.diag())
+    ]
+    assert_close(known[0].weight(), known[1].weight())
+    assert_close(known[0].bias, known[1].bias)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        (bz.nn.SketchLinear, nn.Conv1d(20, 20, 1)),
+        (bz.nn.SketchConv1d, nn.Conv2d(20, 20, 1)),
+        (bz.nn.SketchEmbedding, nn.Linear(20, 20)),
+    ],
+)
+def test_a_layer_of_another_kind_is_refused(kind: Any, layer: nn.Module) -> None:
+    with pytest.raises(TypeError, match=rf"^{kind.__name__} is made from nn\..*; got "):
+        kind.from_dense(layer, 2)
+
+
+def test_an_embedding_that_renormalises_its_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_norm"):
+        bz.nn.SketchEmbedding.from_dense(nn.Embedding(40, 8, max_norm=1.0), 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bz.nn.Down(Fold(2, 1), dim=1, groups=2),
+        lambda: bz.nn.Up(Fold(2, 1), dim=0),
+        lambda: bz.nn.Sum(nn.Identity(), bias=torch.zeros(4), dim=1),
+    ],
+)
+def test_an_axis_is_counted_from_the_end(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"counted from the end, dim < 0; got [01]"):
+        make()

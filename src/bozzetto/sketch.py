@@ -152,8 +152,8 @@ def orthogonal(n: int) -> Tensor:
     cas(2πij/n)/√n for its odd part.
     """
     odd = n // (n & -n)
-    angle = torch.arange(odd)[:, None] * torch.arange(odd) % odd * (2 * math.pi / odd)
-    q = (angle.double().cos() + angle.double().sin()) / odd**0.5
+    angle = (torch.arange(odd)[:, None] * torch.arange(odd) % odd).double() * (2 * math.pi / odd)
+    q = (angle.cos() + angle.sin()) / odd**0.5
     h2 = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / 2**0.5
     while len(q) < n:
         q = torch.kron(h2, q)

@@ -2,18 +2,16 @@
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bozzetto.nn.parts import Down, JointDown, Lowered, Raised, Up, map_order
-from bozzetto.nn.sketched import Shape, Sides, Sketched
+from bozzetto.nn.parts import Down, JointDown, Lowered, Raised, Up
+from bozzetto.nn.sketched import Form, Place, Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
 
-Form = Literal["channel", "joint"]
 Size = int | tuple[int, ...]
-Place = torch.device | str | None
 
 
 class _SketchConv(Sketched):
@@ -23,7 +21,6 @@ class _SketchConv(Sketched):
     it: taps times the work for practically the same variance.
     """
 
-    conv: ClassVar[type[nn.Module]]
     spatial: ClassVar[int]
 
     def __init__(
@@ -61,7 +58,7 @@ class _SketchConv(Sketched):
             raise ValueError(f"output_padding belongs to transposed layers; got {output_padding}")
         if form not in ("channel", "joint") or (form == "joint" and self.transposed()):
             raise ValueError(f"form is 'channel', or 'joint' unless transposed; got {form!r}")
-        core = partial(self.conv, kernel_size=kernel_size, **geometry, **place)
+        core = partial(self.plain, kernel_size=kernel_size, **geometry, **place)
         taps = (kernel_size,) * self.spatial if isinstance(kernel_size, int) else kernel_size
         n, m, dim = in_channels // groups, out_channels // groups, -1 - self.spatial
 
@@ -72,7 +69,7 @@ class _SketchConv(Sketched):
             wide = sketch.k * groups
             if form == "joint":
                 down = JointDown(sketch, core(in_channels, wide), groups, scale)
-                return Lowered(down, self.conv(wide, out_channels, 1, **place))
+                return Lowered(down, self.plain(wide, out_channels, 1, **place))
             return Lowered(Down(sketch, dim, groups, scale), core(wide, out_channels))
 
         super().__init__(
@@ -91,7 +88,7 @@ class _SketchConv(Sketched):
     @classmethod
     def transposed(cls) -> bool:
         """Whether the cores are transposed convolutions."""
-        return cls.conv.__name__.startswith("ConvTranspose")
+        return cls.plain.__name__.startswith("ConvTranspose")
 
     def fan_in(self) -> int:
         """Torch's, which of a transposed layer is that of its output."""
@@ -99,77 +96,43 @@ class _SketchConv(Sketched):
         return shape.m * math.prod(shape.taps) if self.transposed() else shape.patch
 
     @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Module,
-        k: int,
-        *,
-        moment: Tensor | None = None,
-        mean: Tensor | None = None,
-        terms: int = 1,
-        sides: Sides = "both",
-        family: str = "fold",
-        form: Form = "channel",
-        seed: int = 0,
-    ) -> Self:
-        """The sketched layer fitted to a trained one (see `Sketched.fit_`)."""
-        if type(layer) is not cls.conv:
-            raise TypeError(f"{cls.__name__} is made from a {cls.conv.__name__}; got {layer!r}")
-        conv = cast(Any, layer)
-        made = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            k,
-            stride=conv.stride,
-            padding=conv.padding,
-            output_padding=conv.output_padding if cls.transposed() else 0,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            terms=terms,
-            sides=sides,
-            family=family,
-            form=form,
-            seed=seed,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-        return made.fit_(map_order(conv, conv.weight), conv.bias, moment=moment, mean=mean)
+    def _geometry(cls, layer: Any) -> dict[str, Any]:
+        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"]
+        names += ["groups", "padding_mode"] + ["output_padding"] * cls.transposed()
+        return {name: getattr(layer, name) for name in names}
 
 
 class SketchConv1d(_SketchConv):
     """nn.Conv1d with sketched channels: torch's arguments, then k and those of `Sketched`."""
 
-    conv, spatial = nn.Conv1d, 1
+    plain, spatial = nn.Conv1d, 1
 
 
 class SketchConv2d(_SketchConv):
     """nn.Conv2d with sketched channels: torch's arguments, then k and those of `Sketched`."""
 
-    conv, spatial = nn.Conv2d, 2
+    plain, spatial = nn.Conv2d, 2
 
 
 class SketchConv3d(_SketchConv):
     """nn.Conv3d with sketched channels: torch's arguments, then k and those of `Sketched`."""
 
-    conv, spatial = nn.Conv3d, 3
+    plain, spatial = nn.Conv3d, 3
 
 
 class SketchConvTranspose1d(_SketchConv):
     """nn.ConvTranspose1d with sketched channels."""
 
-    conv, spatial = nn.ConvTranspose1d, 1
+    plain, spatial = nn.ConvTranspose1d, 1
 
 
 class SketchConvTranspose2d(_SketchConv):
     """nn.ConvTranspose2d with sketched channels."""
 
-    conv, spatial = nn.ConvTranspose2d, 2
+    plain, spatial = nn.ConvTranspose2d, 2
 
 
 class SketchConvTranspose3d(_SketchConv):
     """nn.ConvTranspose3d with sketched channels."""
 
-    conv, spatial = nn.ConvTranspose3d, 3
+    plain, spatial = nn.ConvTranspose3d, 3

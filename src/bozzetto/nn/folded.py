@@ -1,5 +1,6 @@
 """`Folded`: a sketched layer with all its constants folded together, for evaluation only."""
 
+import copy
 from typing import cast
 
 import torch
@@ -14,7 +15,8 @@ from bozzetto.sketch import Fold
 class Folded(nn.Module):
     """y = unfold(outer(x)) + inner(fold(x)): at most four operations, nothing called between them.
 
-    Scales stand in the signs, the bias in the last operation that can add it for nothing.
+    Scales stand in the signs, the bias in the last operation that can add it for nothing. The cores
+    are copies: the layer stays as it is.
 
     Raises:
         TypeError: for a layer that `Folded.takes` refuses.
@@ -34,10 +36,10 @@ class Folded(nn.Module):
             side = cast(Up | Down, last if isinstance(term, Raised) else first)
             signs = cast(Fold, side.sketch).signs * side.scale
             if isinstance(term, Raised):
-                self.outer = first
+                self.outer = copy.deepcopy(first)
                 self.register_buffer("up", signs)
             else:
-                self.inner, self.k = last, side.sketch.k
+                self.inner, self.k = copy.deepcopy(last), side.sketch.k
                 self.register_buffer("down", signs)
         if self.outer is None and bias is not None:
             cast(nn.Module, self.inner).bias = nn.Parameter(bias)

@@ -1,16 +1,14 @@
 """Sketched linear layers and embeddings under torch's names, for networks written by hand."""
 
 from functools import partial
-from typing import Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bozzetto.nn.parts import Down, Hashed, Lowered, Raised, Up
-from bozzetto.nn.sketched import Shape, Sides, Sketched
+from bozzetto.nn.sketched import Place, Shape, Sides, Sketched
 from bozzetto.sketch import Sketch
-
-Place = torch.device | str | None
 
 
 class SketchLinear(Sketched):
@@ -18,6 +16,8 @@ class SketchLinear(Sketched):
 
     Takes (..., n), gives (..., m); arguments after k are torch's and those of `Sketched`.
     """
+
+    plain = nn.Linear
 
     def __init__(
         self,
@@ -54,32 +54,8 @@ class SketchLinear(Sketched):
         )
 
     @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Linear,
-        k: int,
-        *,
-        moment: Tensor | None = None,
-        mean: Tensor | None = None,
-        terms: int = 1,
-        sides: Sides = "both",
-        family: str = "fold",
-        seed: int = 0,
-    ) -> Self:
-        """The sketched layer fitted to a trained one (see `Sketched.fit_`)."""
-        made = cls(
-            layer.in_features,
-            layer.out_features,
-            k,
-            bias=layer.bias is not None,
-            terms=terms,
-            sides=sides,
-            family=family,
-            seed=seed,
-            device=layer.weight.device,
-            dtype=layer.weight.dtype,
-        )
-        return made.fit_(layer.weight, layer.bias, moment=moment, mean=mean)
+    def _geometry(cls, layer: Any) -> dict[str, Any]:
+        return {"in_features": layer.in_features, "out_features": layer.out_features}
 
 
 class SketchEmbedding(Sketched):
@@ -88,7 +64,12 @@ class SketchEmbedding(Sketched):
     "out" (default) keeps a table of width k and brings it up by a fixed sketch; "in" hashes the
     vocabulary into k rows; "both" adds the two. An input-side sketch with one non-zero a column
     (`fold`, `count`) costs one look-up; the other families a row of U for every token.
+
+    Raises:
+        ValueError: see `Sketched`; for a `padding_idx` outside -n … n - 1.
     """
+
+    plain = nn.Embedding
 
     def __init__(
         self,
@@ -104,8 +85,14 @@ class SketchEmbedding(Sketched):
         device: Place = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        n = num_embeddings
+        if padding_idx is not None:
+            if not -n <= padding_idx < n:
+                raise ValueError(f"padding_idx lies in {-n} … {n - 1}; got {padding_idx}")
+            padding_idx %= n
+
         def outputs(sketch: Sketch, scale: float) -> nn.Module:
-            table = nn.Embedding(num_embeddings, sketch.k, padding_idx, device=device, dtype=dtype)
+            table = nn.Embedding(n, sketch.k, padding_idx, device=device, dtype=dtype)
             return Raised(table, Up(sketch, scale=scale))
 
         def inputs(sketch: Sketch, scale: float) -> nn.Module:
@@ -113,7 +100,7 @@ class SketchEmbedding(Sketched):
             return Hashed(sketch, table, padding_idx, scale)
 
         super().__init__(
-            Shape(num_embeddings, embedding_dim, 1, (), -1),
+            Shape(n, embedding_dim, 1, (), -1),
             k,
             outputs,
             inputs,
@@ -133,28 +120,8 @@ class SketchEmbedding(Sketched):
                 nn.init.zeros_(module.weight[module.padding_idx])
 
     @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Embedding,
-        k: int,
-        *,
-        moment: Tensor | None = None,
-        terms: int = 1,
-        sides: Sides = "out",
-        family: str = "fold",
-        seed: int = 0,
-    ) -> Self:
-        """The sketched table fitted to a trained one; `moment` (n,) weighs the rows by use."""
-        made = cls(
-            layer.num_embeddings,
-            layer.embedding_dim,
-            k,
-            padding_idx=layer.padding_idx,
-            terms=terms,
-            sides=sides,
-            family=family,
-            seed=seed,
-            device=layer.weight.device,
-            dtype=layer.weight.dtype,
-        )
-        return made.fit_(layer.weight.T, moment=moment)
+    def _geometry(cls, layer: Any) -> dict[str, Any]:
+        if layer.max_norm is not None:
+            raise ValueError(f"rows of a sketched table are not renormalised; got {layer!r}")
+        names = ("num_embeddings", "embedding_dim", "padding_idx")
+        return {name: getattr(layer, name) for name in names}

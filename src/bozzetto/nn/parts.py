@@ -11,11 +11,15 @@ from bozzetto.sketch import Sketch
 
 
 class Side(nn.Module):
-    """A fixed sketch along one axis, group by group, times a constant."""
+    """A fixed sketch along one axis, group by group, times a constant.
+
+    Raises:
+        ValueError: for an axis that is not counted from the end.
+    """
 
     def __init__(self, sketch: Sketch, dim: int = -1, groups: int = 1, scale: float = 1.0) -> None:
         super().__init__()
-        self.sketch, self.dim, self.groups, self.scale = sketch, dim, groups, scale
+        self.sketch, self.dim, self.groups, self.scale = sketch, from_end(dim), groups, scale
 
     def extra_repr(self) -> str:
         """The axis, and what is not the default."""
@@ -151,7 +155,7 @@ class Sum(nn.Module):
     own last pass (`Raised`) come last, whatever the order of the terms.
 
     Raises:
-        ValueError: without terms.
+        ValueError: without terms, or for an axis that is not counted from the end.
     """
 
     bias: nn.Parameter | None
@@ -160,7 +164,7 @@ class Sum(nn.Module):
         super().__init__()
         if not terms:
             raise ValueError("a Sum needs at least one term; got none")
-        self.terms, self.dim = nn.ModuleList(terms), dim
+        self.terms, self.dim = nn.ModuleList(terms), from_end(dim)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,6 +187,13 @@ class Sum(nn.Module):
                 y = term(x, y)
         assert y is not None
         return y
+
+
+def from_end(dim: int) -> int:
+    """The axis, if it is counted from the end: layers have channels there, batched or not."""
+    if dim >= 0:
+        raise ValueError(f"an axis of channels is counted from the end, dim < 0; got {dim}")
+    return dim
 
 
 def _along(bias: Tensor, dim: int) -> Tensor:

@@ -1,8 +1,9 @@
 """The sketched layer: trained cores behind fixed sketches on either side, and its exact fit."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from bozzetto.nn.stack import Stack
 from bozzetto.sketch import Sketch, make_sketch
 
 Sides = Literal["both", "in", "out"]
+Form = Literal["channel", "joint"]
+Place = torch.device | str | None
 
 
 class Shape(NamedTuple):
@@ -38,7 +41,7 @@ class Basis(NamedTuple):
     on_input: bool
 
 
-class Sketched(Sum):
+class Sketched(Sum, ABC):
     """The layer of Kasiviswanathan et al. (arXiv 1710.07850), channel-only form and its relatives.
 
     An input-side term is core·down, an output-side term up·core; one of each makes a pair of the
@@ -51,6 +54,8 @@ class Sketched(Sum):
     Raises:
         ValueError: for terms or k below 1, or so large that nothing is saved.
     """
+
+    plain: ClassVar[type[nn.Module]]  # the torch layer that it stands for
 
     def __init__(
         self,
@@ -99,6 +104,43 @@ class Sketched(Sum):
         self.shape, self.k, self.sides, self.family, self.seed = shape, k, sides, family, seed
         self.to(like)
         self.reset_parameters()
+
+    @classmethod
+    def from_dense(
+        cls,
+        layer: nn.Module,
+        k: int,
+        *,
+        moment: Tensor | None = None,
+        mean: Tensor | None = None,
+        terms: int = 1,
+        sides: Sides | None = None,
+        family: str = "fold",
+        form: Form = "channel",
+        seed: int = 0,
+    ) -> Self:
+        """The sketched layer fitted to a trained one: `fit_` says what moment and mean are.
+
+        Raises:
+            TypeError: for a layer of another kind.
+            ValueError: see `Sketched`; for an embedding that renormalises its rows (max_norm).
+        """
+        if type(layer) is not cls.plain:
+            raise TypeError(f"{cls.__name__} is made from nn.{cls.plain.__name__}; got {layer!r}")
+        weight, bias = cast(Tensor, layer.weight), getattr(layer, "bias", None)
+        options: dict[str, Any] = cls._geometry(layer)
+        if cls.plain is not nn.Embedding:
+            options["bias"] = bias is not None
+        options |= {} if sides is None else {"sides": sides}
+        options |= {} if form == "channel" else {"form": form}
+        options |= {"terms": terms, "family": family, "seed": seed}
+        made = cast(Any, cls)(k=k, device=weight.device, dtype=weight.dtype, **options)
+        return made.fit_(map_order(layer, weight), bias, moment=moment, mean=mean)
+
+    @classmethod
+    @abstractmethod
+    def _geometry(cls, layer: Any) -> dict[str, Any]:
+        """The arguments that make a layer like a torch one, but for its bias."""
 
     def fan_in(self) -> int:
         """By which torch draws the dense layer: d."""
@@ -155,17 +197,17 @@ class Sketched(Sum):
             gradient: G, second moment of the output's gradient, (g, m, m). None is the identity.
         """
         w = weight.detach().double().cpu().reshape(self.shape.groups, self.shape.m, -1)
-        centred = bias is not None and mean is not None and moment is not None
-        if centred:
-            mean = cast(Tensor, mean).double()
-            moment = cast(Tensor, moment).double() - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        rest = self._fit_outputs_(w, gradient)
-        self._fit_inputs_(rest, moment)
+        c, mu, g = _exact(moment), _exact(mean), _exact(gradient)
+        if bias is None or c is None:
+            mu = None
+        if c is not None and mu is not None:
+            c = (c.diag() if c.ndim == 1 else c) - mu.unsqueeze(-1) * mu.unsqueeze(-2)
+        self._fit_inputs_(self._fit_outputs_(w, g), c)
         if bias is not None and self.bias is not None:
             shift = torch.zeros(len(bias), dtype=torch.float64)
-            if centred:
+            if mu is not None:
                 change = w - self.weight().reshape(w.shape)
-                shift = (change @ cast(Tensor, mean).expand(w.shape[0], -1).unsqueeze(-1)).flatten()
+                shift = (change @ mu.expand(w.shape[0], -1).unsqueeze(-1)).flatten()
             with torch.no_grad():
                 self.bias.copy_(bias.detach().double().cpu() + shift)
         return self
@@ -176,7 +218,7 @@ class Sketched(Sum):
         if not found:
             return w
         u = torch.cat([basis.u for basis in found])  # (L, m)
-        ug = u if gradient is None else u @ gradient.double()
+        ug = u if gradient is None else u @ gradient
         cores = solve_psd(ug @ u.T, ug @ w)  # (g, L, d)
         for basis, core in zip(found, cores.split([len(b.u) for b in found], -2), strict=True):
             write_weight_(basis.core, core)
@@ -188,18 +230,22 @@ class Sketched(Sum):
         if not found:
             return
         u = torch.cat([basis.u for basis in found])  # (L, d)
-        if moment is None:
-            uc = u
-        else:
-            uc = u * moment.double() if moment.ndim == 1 else u @ moment.double()
+        uc = u if moment is None else u * moment if moment.ndim == 1 else u @ moment
         cores = solve_psd(uc @ u.T, uc @ w.mT).mT  # (g, m, L)
         for basis, core in zip(found, cores.split([len(b.u) for b in found], -1), strict=True):
             write_weight_(basis.core, core)
 
 
+def _exact(moment: Tensor | None) -> Tensor | None:
+    return None if moment is None else moment.detach().double().cpu()
+
+
 def _basis(term: nn.Module, taps: int) -> Basis:
     if isinstance(term, Hashed):
-        return Basis(term, term.scale * term.sketch.dense().double().cpu(), True)
+        u = term.scale * term.sketch.dense().double().cpu()
+        if term.padding_idx is not None:
+            u[:, term.padding_idx] = 0.0
+        return Basis(term, u, True)
     first, last = cast(nn.Sequential, term)
     if isinstance(last, Up):
         return Basis(first, last.scale * last.sketch.dense().double().cpu(), False)
