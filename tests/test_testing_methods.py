@@ -78,7 +78,7 @@ class TooGloomy(LowRank):
         return [3 * error for error in super().errors(objective, sizes)]
 
 
-class IdleForms(LowRank):
+class WrongForms(LowRank):
     def forms(self, objective: Objective) -> list[Form]:
         return [form._replace(error=1.0) for form in super().forms(objective)]
 
@@ -126,7 +126,7 @@ class Hidden(LowRank):
         (NotFinite, "must be finite"),
         (TooHopeful, "errors told"),
         (TooGloomy, "errors told"),
-        (IdleForms, "must be better"),
+        (WrongForms, "has error"),
         (GlobalState, "one seed"),
         (LoudStart, "output variance"),
         (Hidden, "the same on meta"),

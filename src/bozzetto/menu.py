@@ -226,7 +226,21 @@ def _candidates(
             relative = (max(error, 0.0) / objective.energy) ** 0.5
             choice = Choice(name, size, own, **price, error=relative, options=method.options())
             found.append(Candidate(site.path, choice, price, error * known.positions))
+    found = _worth_weighing(found)
     return found if len(found) > 1 else "no method has a smaller form of it"
+
+
+def _worth_weighing(found: Sequence[Candidate]) -> list[Candidate]:
+    """Without those that another one beats or equals in every price and in the error; dense stays.
+
+    Of equals the first stays.
+    """
+    points = np.array([(*c.price.values(), c.impact) for c in found], float)
+    kept: list[int] = [0]
+    for i in np.argsort(points.sum(1), kind="stable"):
+        if i and not (points[kept] <= points[i]).all(1).any():
+            kept.append(int(i))
+    return [found[i] for i in sorted(kept)]
 
 
 def _build(method: Method, size: int, m: LinearMap) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, cast
@@ -141,10 +141,10 @@ class Method(ABC):
     random: ClassVar[bool] = False
 
     def forms(self, objective: Objective) -> "list[Form]":
-        """What a layer can become, dearer and better one after the other: the best of `sizes`."""
+        """What a layer can become: all of `sizes`, of which a plan leaves out what never pays."""
         sizes = self.sizes(objective.map)
-        found = zip(sizes, self.errors(objective, sizes), strict=True)
-        return front(objective.map, [Form(self, size, error) for size, error in found])
+        errors = self.errors(objective, sizes)
+        return [Form(self, size, error) for size, error in zip(sizes, errors, strict=True)]
 
     def options(self) -> dict[str, Any]:
         """The options that are not the defaults."""
@@ -205,15 +205,6 @@ class Form(NamedTuple):
     method: Method
     size: int
     error: float
-
-
-def front(m: LinearMap, forms: Iterable[Form], worth: float = 1.0) -> list[Form]:
-    """The forms by ascending values, each with less than `worth` times the error before it."""
-    found: list[Form] = []
-    for form in sorted(forms, key=lambda f: (f.method.values(m, f.size), f.error)):
-        if not found or form.error < worth * found[-1].error:
-            found.append(form)
-    return found
 
 
 def fresh_variance(m: LinearMap) -> float:

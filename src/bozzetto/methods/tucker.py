@@ -14,7 +14,6 @@ from bozzetto.methods.method import (
     fresh_,
     fresh_bias_,
     fresh_variance,
-    front,
     spread_sizes,
 )
 from bozzetto.methods.regression import (
@@ -80,10 +79,15 @@ class Tucker(Method):
         if self.inputs is not None:
             return super().forms(objective)
         m = objective.map
-        tried = [replace(self, inputs=r) for r in spread_sizes(m.weight.shape[1], 32)]
-        pairs = {t.ranks(m, size): t for t in tried for size in range(1, t.most(m) + 1)}
+        each = [replace(self, inputs=r) for r in spread_sizes(m.weight.shape[1], 32)]
+        pairs = {t.ranks(m, size): t for t in each for size in range(1, t.most(m) + 1)}
         errors = regression_errors(objective, pairs)
-        return front(m, (Form(t, r[1], errors[r]) for r, t in pairs.items()), _WORTH)
+        found: list[Form] = []
+        tried = (Form(t, r[1], errors[r]) for r, t in pairs.items())
+        for form in sorted(tried, key=lambda f: (f.method.values(m, f.size), f.error)):
+            if not found or form.error < _WORTH * found[-1].error:
+                found.append(form)
+        return found
 
     def build(self, m: LinearMap, size: int, seed: int) -> nn.Module:
         """Sequential(pointwise n → r_in, layer r_in → r_out, pointwise r_out → m)."""
