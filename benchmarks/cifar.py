@@ -67,7 +67,9 @@ def images(split: str) -> tuple[Tensor, Tensor]:
     CACHE.mkdir(exist_ok=True)
     cached = CACHE / f"cifar10-{split}.npz"
     if not cached.exists():
-        np.savez(cached, **_decode(split))
+        partial = cached.with_suffix(".partial.npz")
+        np.savez(partial, **_decode(split))
+        partial.replace(cached)
     data = np.load(cached)
     x = torch.from_numpy(data["x"]).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)

@@ -7,7 +7,6 @@ kept in benchmarks/cache/tangent-alignment.jsonl: the run can be stopped and sta
 """
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,10 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 import bozzetto as bz
+import lines
 from bozzetto.analysis.kernel import alignment
 from bozzetto.batches import in_mode
+from bozzetto.linalg import seeded
 from bozzetto.menu import Candidate, Menu, menu
 from bozzetto.plan import Plan
 from bozzetto.tangent import empirical_ntk
@@ -28,6 +29,7 @@ from cifar import CACHE, SHARED, Block
 from cifar import images as cifar_images
 
 PLANS, INPUTS, DRAWS = 22, 64, 4000
+KEPT = CACHE / "tangent-alignment.jsonl"
 SCORES = ("alignment", "loss", "function", "predicted", "parameters", "gradient", "saliency")
 
 
@@ -179,8 +181,7 @@ def outcomes(name: str, study: Study, done: list[dict[str, Any]]) -> list[dict[s
     if len(found) >= PLANS:
         return found[:PLANS]
     data = study.data()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0, torch.device("cpu")):
         model = trained(study.build(), data, study.epochs[0], 0)
     stats = bz.collect(model, [(data.x[:512], data.y[:512])], loss=F.cross_entropy)
     made = menu(model, stats, methods=("lowrank",))
@@ -193,8 +194,7 @@ def outcomes(name: str, study: Study, done: list[dict[str, Any]]) -> list[dict[s
         row |= scores(model, small, x, y, kernel, predicted)
         row |= {"before": accuracy(small, data)}
         row |= {"accuracy": accuracy(trained(copy.deepcopy(small), data, study.epochs[1], i), data)}
-        with (CACHE / "tangent-alignment.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        lines.add(KEPT, row)
         found.append(row)
     return found
 
@@ -227,9 +227,7 @@ def _again(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def alignment_study() -> dict[str, Any]:
     """Spearman of training-free scores with the accuracy after training, over random plans."""
-    CACHE.mkdir(exist_ok=True)
-    cache, rows = CACHE / "tangent-alignment.jsonl", []
-    done = [json.loads(line) for line in cache.read_text().splitlines()] if cache.exists() else []
+    done, rows = lines.read(KEPT), []
     for name, study in STUDIES.items():
         found = outcomes(name, study, done)
         after = [row["accuracy"] for row in found]
