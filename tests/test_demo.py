@@ -44,3 +44,16 @@ def test_no_measured_error_exceeds_its_guarantee(made: tuple[Demo, Path]) -> Non
         assert isinstance(bound, float)
         assert isinstance(measured, float)
         assert 0 <= measured <= bound
+
+
+def test_what_is_not_of_a_demo_stays(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+        demo(tmp_path, seeds=(0,))
+    assert (tmp_path / "target" / "thesis.txt").exists()
+
+
+def test_a_demo_needs_a_seed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one seed"):
+        demo(tmp_path / "new", seeds=())

@@ -28,7 +28,9 @@ def test_onnx_takes_any_number_of_agents_and_edges(tmp_path, kind, small):
     graphs, network = scenes(), fresh(Shape(kind, width=16), seed=1).eval()
     if small:
         network = compressed(network, graphs)
-    export_onnx(network, tmp_path / "n.onnx", graphs[1])
+    export_onnx(network.train(), tmp_path / "n.onnx", graphs[1])
+    assert all(module.training for module in network.modules())
+    network.eval()
     session = runtime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
     taken = [i.name for i in session.get_inputs()]
     for graph in graphs:

@@ -1,6 +1,5 @@
 """The demo itself: train, make small in three ways, measure, save and report."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ from bozzetto.batches import Batch
 from bozzetto.demo.digits import held_out
 from bozzetto.demo.result import Demo, Variant, write_page
 from bozzetto.demo.ways import SKETCHED, SVD_TUNED, TARGET, TUNED, Run, Scale, run
+from bozzetto.io import check_output
 from bozzetto.prices import price_model
 from bozzetto.timing import with_threads
 
@@ -46,8 +46,11 @@ def demo(
 
     Raises:
         FileExistsError: if the folder holds anything else than an earlier demo.
+        ValueError: without seeds.
     """
     folder = _check_folder(Path(folder))
+    if not seeds:
+        raise ValueError("the demo needs at least one seed; got none")
     with with_threads(1):
         runs = [run(seed, scale, say) for seed in seeds]
         first, batch = runs[0], next(iter(held_out(seeds[0])))
@@ -72,6 +75,8 @@ def _check_folder(folder: Path) -> Path:
             f"the demo needs a new folder or that of an earlier demo; {folder} also holds "
             f"{sorted(foreign)[:5]}"
         )
+    for part in found - {PAGE}:
+        check_output(folder / part, force=True)
     return folder
 
 
@@ -79,10 +84,10 @@ def _save(folder: Path, made: Run) -> dict[str, int]:
     """Save the networks that have a folder; bytes of each."""
     sizes = {}
     for name, part in FOLDERS.items():
-        shutil.rmtree(folder / part, ignore_errors=True)
         written = bz.save(
-            folder / part, made.networks[name], made.plans[name], source="bozzetto.demo:network"
-        )
+            folder / part, made.networks[name], made.plans[name],
+            source="bozzetto.demo:network", force=True,
+        )  # fmt: skip
         sizes[name] = sum(file.stat().st_size for file in written.iterdir())
     return sizes
 

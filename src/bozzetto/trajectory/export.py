@@ -1,5 +1,6 @@
 """The network as ONNX, for scenes of any number of agents and edges."""
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -20,9 +21,9 @@ def export_onnx(network: nn.Module, path: Path, graph: Graph) -> None:
     Inputs are `nodes`, `edges`, `source`, `target` as of `Predictor`, outputs `paths`, `logits`.
 
     Args:
-        network: what takes a graph's inputs.
+        network: what takes a graph's inputs; left as it is.
         path: file to write, .onnx.
-        graph: an example with two agents or more and an edge, to trace it with.
+        graph: an example with two agents and two edges or more, to trace it with.
 
     Raises:
         ImportError: if onnx or onnxscript is missing, saying how to install them.
@@ -39,7 +40,7 @@ def export_onnx(network: nn.Module, path: Path, graph: Graph) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about itself
         torch.onnx.export(
-            network.eval(),
+            copy.deepcopy(network).eval(),
             graph.inputs,
             path,
             dynamo=True,

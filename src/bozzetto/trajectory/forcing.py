@@ -105,6 +105,8 @@ def study(
     chances: list[Tensor] = []
     labels: list[Tensor] = []
     for graph in graphs:
+        if len(travelled) >= most:
+            break
         met = (graph.modes == GOING) | (graph.modes == YIELDING)
         met &= (graph.pose[graph.source, 2] - graph.pose[graph.target, 2]).cos() <= cosine
         with torch.no_grad():

@@ -43,7 +43,7 @@ def label(scene: Scene, edges: Ints) -> Ints:
         needed is missing.
     """
     pairs, place = np.unique(np.sort(edges, 0), axis=1, return_inverse=True)  # (2, p), (e,)
-    modes = _modes(scene, *pairs)[place]
+    modes = _modes(scene, *pairs)[place.ravel()]  # numpy 2.0.0 keeps the axis
     swapped = edges[1] > edges[0]  # the pair's first is then the source
     return np.where(swapped, _OF_THE_OTHER[modes], modes)
 
