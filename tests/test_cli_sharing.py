@@ -150,6 +150,13 @@ def test_an_export_that_cannot_be_leaves_nothing(capsys, tmp_path, file, more, w
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_library_that_is_not_installed_is_told_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out = str(tmp_path / "half.onnx")
+    told = refused(capsys, "export", "half", out, "--data", "plant:batches")
+    assert "pip install 'bozzetto[onnx]'" in told
+
+
 def test_a_card_comes_with_a_licence_only(capsys, tmp_path):
     arguments = ["compress", "plant:network", "--data", "plant:batches", "--keep", "0.5"]
     arguments += ["--out", str(tmp_path / "small")]

@@ -1,4 +1,5 @@
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import bozzetto as bz
 from bozzetto.knapsack import Unreachable
+from bozzetto.linalg import seeded
 from networks import NETWORKS
 
 Network = tuple[nn.Module, Tensor]
@@ -120,8 +123,8 @@ def test_a_module_at_two_paths_stays_one() -> None:
 
 def test_what_stays_dense_is_in_the_plan_with_its_reason() -> None:
     class Odd(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * 2
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
 
     model = nn.Sequential(nn.Linear(32, 64), Odd(64, 64), nn.Linear(64, 2))
     model.append(nn.utils.parametrizations.weight_norm(nn.Linear(2, 40)))
@@ -297,3 +300,53 @@ def test_a_single_sample_is_calibration_enough_for_itself() -> None:
     x = torch.randn(1, 24)
     small, _ = bz.compress(model, 0.3, [x])
     torch.testing.assert_close(outputs(small, x), outputs(model, x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sides": "left"}, "sides is 'both', 'in' or 'out'; got 'left'"),
+        ({"terms": 0}, "whole number of terms >= 1; got 0"),
+        ({"terms": 1.5}, "whole number of terms >= 1; got 1.5"),
+        ({"family": "folded"}, "a sketch family is one of .*; got 'folded'"),
+    ],
+)
+def test_options_of_a_sketched_layer_are_refused_where_they_enter(
+    options: dict[str, object], told: str
+) -> None:
+    model, x = nn.Linear(20, 20), torch.randn(30, 20)
+    with pytest.raises(ValueError, match=told):
+        bz.compress(model, 0.5, [x], methods={"sketched": options})
+    _, plan = bz.sketch(model, 0.5, sides="both")
+    text = plan.to_json()
+    for name, value in options.items():
+        old = f'"{name}": {json.dumps(plan.choices[""].options[name])}'
+        assert old in text
+        text = text.replace(old, f'"{name}": {json.dumps(value)}')
+    with pytest.raises(ValueError, match=told):
+        bz.Plan.from_json(text)
+
+
+def test_what_was_not_counted_is_told() -> None:
+    _, plan = bz.sketch(nn.Linear(20, 20), 0.5)
+    with pytest.raises(ValueError, match=r"counted were \['params'\]; got 'flops'"):
+        plan.kept("flops")
+
+
+def test_stats_of_other_layers_are_told() -> None:
+    model, x = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20)), torch.randn(30, 20)
+    plan = bz.plan(model, bz.collect(model, [x]), 0.5)
+    with pytest.raises(ValueError, match="that the plan changes are needed; '0' has none"):
+        bz.rebuild(model, plan, bz.collect(model, [x], paths=["1"]))
+
+
+def test_batch_norms_of_every_kind_are_moved_by_what_their_inputs_moved() -> None:
+    x = torch.randn(64, 24)
+    results = []
+    for norm in (nn.BatchNorm1d(24), nn.SyncBatchNorm(24)):
+        with seeded(0, torch.device("cpu")):
+            layers = nn.Linear(24, 24), nn.Linear(24, 24)
+        model = nn.Sequential(layers[0], norm, nn.ReLU(), layers[1])
+        norm.running_mean, norm.running_var = torch.ones(24), torch.full((24,), 3.0)
+        results.append(outputs(bz.compress(model.eval(), 0.3, [x])[0], x))
+    assert_close(results[0], results[1])

@@ -66,3 +66,9 @@ def test_what_the_solver_prints_does_not_reach_the_programs_output(
     monkeypatch.setattr(module, "milp", loud)
     knapsack([0, 0], {"params": np.array([1.0, 2.0])}, np.array([0.5, 0.1]), {"params": 2})
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(1, [1]), (0, [0])])
+def test_a_limit_of_nothing_is_a_limit(limit: int, chosen: list[int]) -> None:
+    costs = {"params": np.array([0.0, 1.0])}
+    assert knapsack([0, 0], costs, np.array([0.5, 0.1]), {"params": limit}) == chosen

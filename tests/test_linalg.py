@@ -154,3 +154,11 @@ def test_torchs_generator_is_seeded_inside_and_restored_after_even_when_it_fails
         fail(torch.rand(1))
     assert draws[0] == draws[1] != draws[2]
     assert torch.get_rng_state().tolist() == before
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12, 97, 384])
+def test_the_hadamard_hartley_matrix_is_orthogonal_to_double_precision(n: int) -> None:
+    q = linalg.orthogonal(n)
+    assert_close(q @ q.T, torch.eye(n, dtype=torch.float64), atol=1e-13, rtol=0)
+    assert_close(q, q.T)
+    assert q.abs().max() <= (2 / n) ** 0.5 + 1e-15

@@ -22,7 +22,7 @@ from bozzetto.refit import refit_
 from bozzetto.stats import Loss, Stats
 from bozzetto.timely import agreed, timely
 
-Metric = Callable[[nn.Module], Any]
+Measure = Callable[[nn.Module], Any]  # a number, the higher the better
 _HELD = 1 << 30  # bytes of moments that are held at once however small the target is
 
 
@@ -81,7 +81,7 @@ class Survey:
                 scales[path] = change / max(form.impact, 1e-300)
         return replace(self, menu=self.menu.scaled(scales))
 
-    def smallest(self, budget: Budget, floor: float, metric: Metric) -> tuple[nn.Module, Plan]:
+    def smallest(self, budget: Budget, floor: float, metric: Measure) -> tuple[nn.Module, Plan]:
         """The smallest network found whose metric reaches the floor, all bounds shrunk alike.
 
         The scale of the budget is halved until the floor is missed, then bisected to 3 %.
@@ -118,7 +118,7 @@ def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
     return [y.double() for y in tensors(call(model, batch)) if y.is_floating_point()]
 
 
-def _measured(metric: Metric, model: nn.Module) -> float:
+def _measured(metric: Measure, model: nn.Module) -> float:
     """A metric's value, a number."""
     with in_mode(model, training=False), torch.no_grad():
         value = metric(model)
@@ -166,7 +166,7 @@ def compress(
     calibration: Iterable[Any],
     *,
     floor: float | None = None,
-    metric: Metric | None = None,
+    metric: Measure | None = None,
     methods: Methods = "auto",
     layers: Sequence[str] | str = "*",
     loss: Loss | None = None,

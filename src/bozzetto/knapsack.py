@@ -57,6 +57,8 @@ def knapsack(
 ) -> list[int]:
     """Indices of the chosen candidates, found exactly by HiGHS (branch and bound).
 
+    Or, of a problem that takes it a minute, the best ones found by then.
+
     Args:
         groups: the group of each candidate, 0 … G − 1.
         costs: integer cost of each candidate, per resource.
@@ -72,7 +74,7 @@ def knapsack(
     constraints = [LinearConstraint(one, 1, 1)]
     for name, limit in limits.items():
         # Costs are whole numbers; half a unit of slack less the solver's tolerance keeps it exact.
-        bound = 1 + 0.5 / max(limit, 1) - 1e-6
+        bound = (limit + 0.5) / max(limit, 1) - 1e-6
         constraints.append(LinearConstraint(costs[name][None] / max(limit, 1), -np.inf, bound))
     with _QUIET, _quiet_output():
         solved = milp(

@@ -1,4 +1,4 @@
-"""Random numbers that a seed and a counter decide; solves and square roots of moments."""
+"""Random numbers that a seed and a counter decide; orthogonal matrices; solves with moments."""
 
 import hashlib
 import math
@@ -78,6 +78,27 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         yield
+
+
+def orthogonal(n: int) -> Tensor:
+    """A symmetric orthogonal (n, n) with no entry above √(2/n): Hadamard ⊗ Hartley, float64.
+
+    Hadamard (Sylvester) for the power of two in n, the discrete Hartley transform
+    cas(2πij/n)/√n for its odd part.
+    """
+    odd = n // (n & -n)
+    angle = (torch.arange(odd)[:, None] * torch.arange(odd) % odd).double() * (2 * math.pi / odd)
+    q = (angle.cos() + angle.sin()) / odd**0.5
+    h2 = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / 2**0.5
+    while len(q) < n:
+        q = torch.kron(h2, q)
+    return q
+
+
+def balanced_factors(n: int) -> tuple[int, int]:
+    """Factors a · b = n with a ≤ b as close as they can be."""
+    a = next(a for a in range(math.isqrt(n), 0, -1) if n % a == 0)
+    return a, n // a
 
 
 def solve_psd(a: Tensor, b: Tensor) -> Tensor:

@@ -59,7 +59,13 @@ class Plan:
     seed: int = 0
 
     def kept(self, resource: str = "params") -> float:
-        """Fraction of the target that is kept."""
+        """Fraction of the target that is kept.
+
+        Raises:
+            ValueError: for a resource that was not counted.
+        """
+        if resource not in (known := self.small.keys() & self.target.keys()):
+            raise ValueError(f"counted were {sorted(known)}; got {resource!r}")
         return self.small[resource] / self.target[resource]
 
     def rows(self) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any, Protocol
 from xml.etree import ElementTree
 
-__all__ = ["Plotted", "drawn_svg", "harmless_svg", "inlined"]
+__all__ = ["Result", "drawn_svg", "harmless_svg", "inlined"]
 
 # Colours that matplotlib writes and the page's style sheet gives for light and dark.
 _INK, _SERIES = "#010203", ("#a10101", "#a10202", "#a10303", "#a10404", "#a10505", "#a10606")
@@ -30,19 +30,19 @@ _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _TAGS = {"svg", "defs", "style", "g", "path", "use", "clipPath", "rect", "text", "tspan", "image"}
 
 
-class Plotted(Protocol):
-    """What can be drawn."""
+class Result(Protocol):
+    """What every analysis returns."""
 
     def rows(self) -> list[dict[str, object]]:
-        """The table."""
+        """The table, one dict a row."""
         ...
 
     def figure(self, ax: Any) -> None:
-        """The plot."""
+        """The plot, on axes of matplotlib."""
         ...
 
 
-def drawn_svg(result: Plotted, title: str) -> str:
+def drawn_svg(result: Result, title: str) -> str:
     """The figure of a result as an SVG element; the same for the same result and title."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def drawn_svg(result: Plotted, title: str) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 
 
-def _height(result: Plotted) -> float:
+def _height(result: Result) -> float:
     """Inches: bars of many rows need room."""
     return min(max(2.6, 1.4 + 0.28 * len(result.rows())), 12)
 

@@ -26,7 +26,7 @@ def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = No
         stats: with them, layers are fitted to the target's; without, weights are fresh.
 
     Raises:
-        ValueError: if the plan is for another model.
+        ValueError: if the plan is for another model, or stats lack one of its layers.
     """
     small = expand(model, list(made.choices))
     sites, _ = find_sites(small)
@@ -34,13 +34,23 @@ def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = No
         if path not in sites:
             raise ValueError(f"the plan is for another model: it has no layer {path!r}")
         _check_size(path, choice, sites[path])
-        small = _rebuild_site_(small, sites[path], choice, None if stats is None else stats[path])
+        known = None if stats is None else _known(stats, path)
+        small = _rebuild_site_(small, sites[path], choice, known)
     if made.small and count_params(small) != made.small.get("params"):
         raise ValueError(
             f"the plan is for another model: it makes {made.small.get('params')} values, this one "
             f"{count_params(small)}"
         )
     return small
+
+
+def _known(stats: Mapping[str, Stats], path: str) -> Stats:
+    try:
+        return stats[path]
+    except KeyError:
+        raise ValueError(
+            f"stats of every layer that the plan changes are needed; {path!r} has none"
+        ) from None
 
 
 def _check_size(path: str, choice: Choice, site: Site) -> None:

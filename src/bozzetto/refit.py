@@ -20,7 +20,7 @@ from bozzetto.replay import Replay
 from bozzetto.sites import find_sites, users
 from bozzetto.stats import Stats, chunks
 
-BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Progress = Callable[[int, int], None]
 
 

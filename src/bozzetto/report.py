@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from bozzetto.plots import drawn_svg, harmless_svg, inlined
+from bozzetto.plots import Result, drawn_svg, harmless_svg, inlined
 
 __all__ = [
     "SECTIONS",
@@ -25,18 +25,6 @@ __all__ = [
 
 SECTIONS, PAGE = "report.json", "report.html"
 _OURS = {SECTIONS, PAGE, "plan.json"}  # of which a folder that takes sections has one
-
-
-class Result(Protocol):
-    """What every analysis returns."""
-
-    def rows(self) -> list[dict[str, object]]:
-        """The table, one dict a row."""
-        ...
-
-    def figure(self, ax: Any) -> None:
-        """The plot, on axes of matplotlib."""
-        ...
 
 
 @dataclass(frozen=True)

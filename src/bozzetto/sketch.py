@@ -1,6 +1,5 @@
 """Sketches: fixed linear maps that shrink one axis and keep inner products on average."""
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 
 from bozzetto.fold import fold, unfold
 from bozzetto.linalg import (
+    balanced_factors,
     derive_seed,
+    orthogonal,
     random_integers,
     random_normal,
     random_permutation,
@@ -145,27 +146,6 @@ class Gauss(_Dense, name="gauss"):
         return (self.n + 1) / self.k
 
 
-def orthogonal(n: int) -> Tensor:
-    """A symmetric orthogonal (n, n) with entries of one size: Hadamard ⊗ Hartley, float64.
-
-    Hadamard (Sylvester) for the power of two in n, the discrete Hartley transform
-    cas(2πij/n)/√n for its odd part.
-    """
-    odd = n // (n & -n)
-    angle = (torch.arange(odd)[:, None] * torch.arange(odd) % odd).double() * (2 * math.pi / odd)
-    q = (angle.cos() + angle.sin()) / odd**0.5
-    h2 = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / 2**0.5
-    while len(q) < n:
-        q = torch.kron(h2, q)
-    return q
-
-
-def balanced_factors(n: int) -> tuple[int, int]:
-    """Factors a · b = n with a ≤ b as close as they can be."""
-    a = next(a for a in range(math.isqrt(n), 0, -1) if n % a == 0)
-    return a, n // a
-
-
 class Hadamard(Sketch, name="hadamard"):
     """k rows, drawn without replacement, of a signed orthogonal transform, scaled by √(n/k) (SRHT).
 
@@ -292,6 +272,11 @@ def make_sketch(family: str, n: int, k: int, seed: int = 0) -> Sketch:
     Raises:
         ValueError: for an unknown family, or unless 1 ≤ k ≤ n.
     """
+    return FAMILIES[known_family(family)](n, k, seed)
+
+
+def known_family(family: str) -> str:
+    """The name of a family; raises ValueError for another."""
     if family not in FAMILIES:
         raise ValueError(f"a sketch family is one of {sorted(FAMILIES)}; got {family!r}")
-    return FAMILIES[family](n, k, seed)
+    return family

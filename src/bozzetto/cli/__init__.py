@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 BAD_INPUT, USAGE, NO_PLAN = 1, 2, 3  # exit codes
-_BAD = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
+_BAD = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 
 
 def run(tokens: Sequence[str] | None = None) -> int:

@@ -9,9 +9,8 @@ import bozzetto as bz
 from bozzetto.analysis.certificate import certificate
 from bozzetto.analysis.front import front
 from bozzetto.analysis.latency import latency
+from bozzetto.compress import Measure
 from bozzetto.report import Section
-
-Measures = Mapping[str, Callable[[nn.Module], float]]
 
 FRONT, PLAN, SPEED = "Size against quality", "The plan", "Latency"
 ERRORS, TRAINING = "Error of each layer", "Training"
@@ -21,7 +20,7 @@ def measured(
     target: nn.Module,
     networks: Mapping[str, nn.Module],
     batches: Sequence[Any],
-    measures: Measures,
+    measures: Mapping[str, Measure],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Results that compare networks with their target, by title."""

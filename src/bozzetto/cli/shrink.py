@@ -15,7 +15,7 @@ from bozzetto.analysis.spectrum import Spectra, spectra
 from bozzetto.card import model_card
 from bozzetto.cli.app import BatchSize, Builder, Data, Folder, Force, Json, Names, app, kept
 from bozzetto.cli.evidence import ERRORS, FRONT, SPEED, certified, measured, sections
-from bozzetto.compress import Survey, survey
+from bozzetto.compress import Measure, Survey, survey
 from bozzetto.data import Model, load_batches, load_model
 from bozzetto.io import check_output
 from bozzetto.report import add_sections, write_report
@@ -125,9 +125,6 @@ def _fractions(text: str) -> list[float]:
     if not found or not all(0 < f <= 1 for f in found) or len(set(found)) < len(found):
         raise ValueError(f"a sweep needs different fractions in (0, 1], as 0.5,0.25; got {text!r}")
     return found
-
-
-Measure = Callable[[nn.Module], float]
 
 
 def _measures(names: Sequence[str] | None, batches: Iterable[Any]) -> dict[str, Measure]:

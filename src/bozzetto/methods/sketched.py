@@ -17,19 +17,28 @@ from bozzetto.methods.method import (
     spread_sizes,
     torch_variance,
 )
-from bozzetto.nn.sketched import Shape, Sides, Sketched, kept_values
+from bozzetto.nn.sketched import Shape, Sides, Sketched, check_terms, kept_values
 from bozzetto.ops import Lookup
+from bozzetto.sketch import known_family
 
 
 @dataclass(frozen=True)
 class SketchedMethod(Method):
-    """W ≈ Σ (U1ᵀ S1 + S2 U2), sketches from a seed; size is k, the rows of every sketch."""
+    """W ≈ Σ (U1ᵀ S1 + S2 U2), sketches from a seed; size is k, the rows of every sketch.
+
+    Raises:
+        ValueError: for an unknown family or side, or less than one term.
+    """
 
     family: str = "fold"
     sides: Sides = "both"
     terms: int = 1
 
     random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        known_family(self.family)
+        check_terms(self.terms, self.sides)
 
     def _sides(self, m: LinearMap) -> Sides:
         """A look-up keeps its vocabulary: hashing a trained table only adds noise."""

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bozzetto.linalg import random_signs
+from bozzetto.linalg import balanced_factors, orthogonal, random_signs
 from bozzetto.nn.parts import Side
-from bozzetto.sketch import Sketch, along, balanced_factors, orthogonal, sized
+from bozzetto.sketch import Sketch, along, sized
 
 __all__ = ["BlockLinear", "BlockTable", "Blocked", "Isometry"]
 

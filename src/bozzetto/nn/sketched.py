@@ -264,10 +264,7 @@ def kept_values(shape: Shape, k: int, terms: int, sides: Sides) -> int:
 
 def check_size(shape: Shape, k: int, terms: int, sides: Sides) -> None:
     """Raise ValueError unless the sketched layer is smaller than the dense one."""
-    if sides not in ("both", "in", "out"):
-        raise ValueError(f"sides is 'both', 'in' or 'out'; got {sides!r}")
-    if terms < 1:
-        raise ValueError(f"a sketched layer needs terms >= 1; got {terms}")
+    check_terms(terms, sides)
     dense, one = shape.m * shape.patch, kept_values(shape, 1, terms, sides)
     most = (dense - 1) // one
     if not 1 <= k <= most:
@@ -276,3 +273,11 @@ def check_size(shape: Shape, k: int, terms: int, sides: Sides) -> None:
             f"{terms} term(s) on {sides!r} needs 1 <= k <= {most} to hold fewer than the "
             f"dense layer's {dense} values a group; got k={k}"
         )
+
+
+def check_terms(terms: int, sides: Sides) -> None:
+    """Raise ValueError unless they say of which terms a layer is the sum."""
+    if sides not in ("both", "in", "out"):
+        raise ValueError(f"sides is 'both', 'in' or 'out'; got {sides!r}")
+    if not isinstance(terms, int) or terms < 1:
+        raise ValueError(f"a sketched layer needs a whole number of terms >= 1; got {terms!r}")
