@@ -1,5 +1,6 @@
 import copy
 import itertools
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -312,3 +313,23 @@ def test_it_shows_itself():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "2"]
     points = itertools.chain.from_iterable(line.get_xdata() for line in ax.get_lines())
     assert set(points) == {x for row in rows for x in (row["bound"], row["measured"])}
+
+
+class Keyword(nn.Module):
+    """Its layer is called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+def test_a_layer_may_be_called_by_keyword():
+    made = []
+    for kind in (Keyword, lambda: nn.Sequential(OrderedDict(layer=nn.Linear(12, 12)))):
+        model, batches = seeded(kind()), [normal(30, 12)]
+        small, plan = bz.compress(model, 0.5, batches)
+        made.append(certificate(model, small, plan, batches).layers)
+    assert made[0] == made[1]

@@ -9,7 +9,7 @@ from scipy.sparse.linalg import cg, eigsh
 from torch import Tensor, nn
 
 from bozzetto.tangent.empirical import TangentOperator, empirical_ntk, probed_ntk
-from bozzetto.tangent.empirical.structured import Outer, inner
+from bozzetto.tangent.empirical.parts import Outer, inner
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -187,6 +187,28 @@ def test_frozen_parameters_are_left_out_and_the_model_is_left_alone():
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="require gradients"):
         empirical_ntk(model, x)
+
+
+class Keyword(nn.Module):
+    """Its layer is called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+def test_a_layer_may_be_called_by_keyword():
+    model, x = Keyword().double(), draw(3, 4)
+    torch.testing.assert_close(empirical_ntk(model, x), empirical_ntk(model.layer, x))
+
+
+def test_a_kernel_needs_inputs():
+    for route in ("structured", "jacobian"):
+        with pytest.raises(ValueError, match="at least one input"):
+            empirical_ntk(nn.Linear(4, 2).double(), draw(0, 4), route=route)
 
 
 def test_buffers_that_the_model_writes_are_left_alone():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.analysis.unbiased import relative_error
-from bozzetto.batches import Batch, call, device_of, to
+from bozzetto.batches import Batch, call, device_of, first_input, to
 from bozzetto.expand import expand
 from bozzetto.maps import LinearMap
 from bozzetto.methods import make_method
@@ -103,7 +103,11 @@ def certificate(
     expanded = expand(model, list(plan.choices)).eval()
     meters = list(_meters(expanded, small, plan))
     modules = dict(expanded.named_modules(remove_duplicate=False))
-    handles = [modules[p].register_forward_hook(m.hook) for m in meters for p in m.paths]
+    handles = [
+        modules[path].register_forward_hook(meter.hook, with_kwargs=True)
+        for meter in meters
+        for path in meter.paths
+    ]
     number = 0
     try:
         with torch.no_grad():
@@ -136,9 +140,11 @@ class _Meter:
     sums: Tensor | float = 0.0  # (g, d)
     squares: Tensor | float = 0.0  # (g, d)
 
-    def hook(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+    def hook(
+        self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], __: Tensor
+    ) -> None:
         """Take the input of one call."""
-        x = inputs[0].detach().cpu()
+        x = first_input(args, kwargs).detach().cpu()
         x = x.double() if x.is_floating_point() else x
         dense = self._rows(self.dense(x))
         self.error += float((dense - self._rows(self.small(x))).square().sum())

@@ -41,7 +41,7 @@ class LayerSpectrum:
 
     def rank_within(self, error: float) -> int:
         """The smallest rank whose best approximation has at most this relative error, as passed."""
-        return int((left(self.passed) > error).sum())
+        return int((truncation_error(self.passed) > error).sum())
 
     def row(self) -> dict[str, object]:
         """The layer's numbers."""
@@ -75,7 +75,7 @@ class Spectra:
                 (layer.weight, "C1", "weight"),
                 (layer.passed, "C0", "what passes"),
             ):
-                curve = left(values)
+                curve = truncation_error(values)
                 ranks = torch.linspace(0, 1, len(curve))
                 style = {"color": colour, "label": label if place == 0 else None}
                 ax.plot(ranks, place - 0.85 * curve, linewidth=1.2, **style)
@@ -119,7 +119,7 @@ def _eigenvalues(moment: Tensor | SketchedMoment) -> Tensor | None:
     return values.clamp(min=0).sort(descending=True).values
 
 
-def left(values: Tensor) -> Tensor:
+def truncation_error(values: Tensor) -> Tensor:
     """Relative error of the best rank 0, 1, …, p, from singular values: (p,) -> (p + 1,)."""
     squares = values.double().square().flip(0)
     tail = torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from bozzetto.tangent.empirical.network import (
     network,
 )
 from bozzetto.tangent.empirical.structured import Factors, factors, stacked
-from bozzetto.tangent.pairs import blocks
+from bozzetto.tangent.pairs import by_blocks
 
 Outputs: TypeAlias = Literal["each", "mean"]
 Route: TypeAlias = Literal["structured", "jacobian", "products"]
@@ -63,10 +64,35 @@ def empirical_ntk(
     if net.coupled:
         return _pair_of_jacobians(net, x, x2, outputs)
     if route == "jacobian":
-        return _blocked(_jacobian_pairs(net, outputs), x, x2, block, progress)
+
+        def meet(a: Parameters, b: Parameters) -> Tensor:
+            return contracted(a, b, outputs)
+
+        return by_blocks(meet, x, x2, block, progress, prepare=partial(jacobian, net))
     if outputs == "mean" and len(x) > block:
         return _output_by_output(net, x, x2, block, progress)
-    return _blocked(_structured_pairs(net, outputs, block), x, x2, block, progress)
+    return _structured(net, outputs, x, x2, block, progress)
+
+
+def _structured(
+    net: Network,
+    outputs: Outputs,
+    x: Tensor,
+    x2: Tensor | None,
+    block: int,
+    progress: Callable[[float], None] | None,
+    only: slice = ALL,
+    gathered: int = 1,
+) -> Tensor:
+    """From factors of `block` inputs at a time, so many of which are gathered to meet others."""
+
+    def prepare(x: Tensor) -> Factors:
+        return stacked([factors(net, part, outputs, only) for part in x.split(block)])
+
+    def meet(a: Factors, b: Factors) -> Tensor:
+        return a.kernel(b, outputs)
+
+    return by_blocks(meet, x, x2, block * gathered, progress, prepare=prepare)
 
 
 def _output_by_output(
@@ -86,33 +112,9 @@ def _output_by_output(
             if progress is not None:
                 progress((o + done) / count)
 
-        pairs = _structured_pairs(net, "mean", block, slice(o, o + 1))
-        total = total + _blocked(pairs, x, x2, block * count, report)
+        one = slice(o, o + 1)
+        total = total + _structured(net, "mean", x, x2, block, report, one, gathered=count)
     return total / count
-
-
-class _Pairs:
-    """A kernel computed from what each block of inputs contributes on its own."""
-
-    def __init__(self, prepare: Callable[[Tensor], object], pair: Callable) -> None:
-        self.prepare, self.pair = prepare, pair
-
-
-def _structured_pairs(net: Network, outputs: Outputs, block: int, only: slice = ALL) -> _Pairs:
-    def prepare(x: Tensor) -> Factors:
-        return stacked([factors(net, part, outputs, only) for part in x.split(block)])
-
-    def pair(a: Factors, b: Factors) -> Tensor:
-        return a.kernel(b, outputs)
-
-    return _Pairs(prepare, pair)
-
-
-def _jacobian_pairs(net: Network, outputs: Outputs) -> _Pairs:
-    def pair(a: Parameters, b: Parameters) -> Tensor:
-        return contracted(a, b, outputs)
-
-    return _Pairs(lambda x: jacobian(net, x), pair)
 
 
 def contracted(a: Parameters, b: Parameters, outputs: Outputs) -> Tensor:
@@ -127,36 +129,6 @@ def contracted(a: Parameters, b: Parameters, outputs: Outputs) -> Tensor:
 def _pair_of_jacobians(net: Network, x: Tensor, x2: Tensor | None, outputs: Outputs) -> Tensor:
     first = jacobian(net, x)
     return contracted(first, first if x2 is None else jacobian(net, x2), outputs)
-
-
-def _blocked(
-    pairs: _Pairs,
-    x: Tensor,
-    x2: Tensor | None,
-    block: int,
-    progress: Callable[[float], None] | None,
-) -> Tensor:
-    """As `pairs.by_blocks`, with each row's block prepared once."""
-    right, result, done = x if x2 is None else x2, None, 0
-    for rows in blocks(len(x), block):
-        first = pairs.prepare(x[rows])
-        for columns in blocks(len(right), block):
-            done += (rows.stop - rows.start) * (columns.stop - columns.start)
-            if x2 is None and columns.start < rows.start:
-                continue
-            own = x2 is None and columns == rows
-            value = pairs.pair(first, first if own else pairs.prepare(right[columns]))
-            if result is None:
-                result = value.new_empty(len(x), len(right), *value.shape[2:])
-            result[rows, columns] = value
-            if x2 is None and not own:
-                flipped = value.transpose(0, 1)
-                result[columns, rows] = flipped.mT if flipped.ndim == 4 else flipped
-            if progress is not None:
-                progress(done / (len(x) * len(right)))
-    if result is None:
-        raise ValueError("a kernel needs at least one input")
-    return result
 
 
 def _by_products(net: Network, x: Tensor, x2: Tensor, outputs: Outputs) -> Tensor:
