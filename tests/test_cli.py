@@ -43,6 +43,12 @@ SHOP = '''
         yield from batches()
 
 
+    def late():
+        from beside_it import again
+
+        yield from again(batches())
+
+
     def unlabelled():
         return [x for x, _ in batches()]
 
@@ -519,6 +525,15 @@ def test_the_user_s_module_can_import_its_neighbours_and_data_may_be_lazy(tmp_pa
             del sys.modules[name]
 
 
+def test_a_callable_may_import_its_neighbours_while_it_runs(saved, shop, capsys):
+    Path("beside_it.py").write_text("def again(items):\n    yield from items\n")
+    try:
+        asked = ["evaluate", str(saved), "--model", f"{shop}:network", "--data", f"{shop}:late"]
+        assert answer(capsys, *asked) == answer(capsys, *asked[:-1], f"{shop}:batches")
+    finally:
+        sys.modules.pop("beside_it", None)
+
+
 def picture(colour, size=(8, 8), mode="RGB"):
     from PIL import Image
 
@@ -593,8 +608,8 @@ def test_grey_pictures_have_one_channel(tmp_path):
     for name, mode in (("a", "L"), ("b", "RGB")):
         (tmp_path / name).mkdir()
         picture("white", mode=mode).save(tmp_path / name / "0.png")
-    shapes = {tuple(x.shape) for x, _ in image_batches(tmp_path, size=1)}
-    assert len(shapes) == 1
+    loaders = [image_batches(tmp_path, size=1, seed=seed) for seed in range(6)]
+    assert {tuple(x.shape) for loader in loaders for x, _ in loader} == {(1, 1, 8, 8)}
     (tmp_path / "b" / "0.png").unlink()
     picture("white", mode="L").save(tmp_path / "b" / "0.png")
     assert {tuple(x.shape) for x, _ in image_batches(tmp_path, size=2)} == {(2, 1, 8, 8)}

@@ -111,8 +111,9 @@ class Batches:
         self._make, self._length = make, None
 
     def __iter__(self) -> Iterator[Batch]:
-        """A new pass."""
-        return iter(self._make())
+        """A new pass, in which what is called may import as it could when it was named."""
+        with _current_folder_importable():
+            yield from self._make()
 
     def __len__(self) -> int:
         """Number of batches; a TypeError, as where there is no length, until they were counted."""

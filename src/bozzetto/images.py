@@ -3,7 +3,9 @@
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,6 @@ def _one_split(path: Path, files: list[Path]) -> list[Path]:
 class _Images(Dataset[tuple[Tensor, int]], ABC):
     """Decoded when asked for."""
 
-    mode: str | None = None
     shape: tuple[int, ...] = ()
 
     @abstractmethod
@@ -123,23 +124,17 @@ class _Images(Dataset[tuple[Tensor, int]], ABC):
     def opened(self, index: int) -> tuple[str, Any, int]:
         """A name for messages, a file object or path, and the label."""
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        import PIL.Image
-        import PIL.TiffImagePlugin  # what `open` would look for among all decoders
-        import PIL.WebPImagePlugin
+    @cached_property
+    def mode(self) -> str:
+        """Of the first picture: the order in which they are read must not decide."""
+        name, file, _ = self.opened(0)
+        with _picture(name, file) as picture:
+            return "L" if picture.mode in _GREY else "RGB"
 
-        name, file, label = self.opened(index)
-        try:
-            with PIL.Image.open(file, formats=_FORMATS) as picture:
-                if picture.width * picture.height > _MOST_PIXELS:
-                    raise ValueError(f"it has more than {_MOST_PIXELS} pixels: {picture.size}")
-                if picture.mode in _DEEP:
-                    raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode})")
-                if self.mode is None:
-                    self.mode = "L" if picture.mode in _GREY else "RGB"
-                converted = picture.convert(self.mode)
-        except Exception as error:  # a decoder may raise anything
-            raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        mode, (name, file, label) = self.mode, self.opened(index)
+        with _picture(name, file) as picture:
+            converted = picture.convert(mode)
         return self._tensor(name, converted), label
 
     def _tensor(self, name: str, picture: Any) -> Tensor:
@@ -153,6 +148,24 @@ class _Images(Dataset[tuple[Tensor, int]], ABC):
                 f"another is {height}×{width}"
             )
         return x
+
+
+@contextmanager
+def _picture(name: str, file: Any) -> Iterator[Any]:
+    """A picture to be decoded in there; whatever fails names it."""
+    import PIL.Image
+    import PIL.TiffImagePlugin  # what `open` would look for among all decoders
+    import PIL.WebPImagePlugin
+
+    try:
+        with PIL.Image.open(file, formats=_FORMATS) as picture:
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise ValueError(f"it has more than {_MOST_PIXELS} pixels: {picture.size}")
+            if picture.mode in _DEEP:
+                raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode})")
+            yield picture
+    except Exception as error:  # a decoder may raise anything
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 class _ParquetImages(_Images):

@@ -244,6 +244,23 @@ def test_the_average_is_that_of_the_formula_and_is_what_is_delivered_and_evaluat
     assert history.epochs[-1]["val_accuracy"] == evaluate(model, batches())
 
 
+def test_the_average_of_half_precision_moves_too():
+    model, live = linear().bfloat16(), []
+    data = [(x.bfloat16(), y) for x, y in batches()]
+
+    def keep(_):
+        live.append(weights(model)["weight"].double())
+
+    expected = weights(model)["weight"].double()
+    recipe = Recipe(epochs=40, optimizer="sgd", lr=0.01, ema=0.995)
+    train(model, data, recipe, callbacks=[keep])
+    steps = [now for place, now in enumerate(live) if (place + 1) % 5]  # an epoch is told of twice
+    for step, now in enumerate(steps, start=1):
+        decay = min(0.995, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * now
+    assert_close(model.weight.double(), expected, rtol=2**-8, atol=1e-4)
+
+
 def test_tied_weights_stay_tied_and_are_averaged_once():
     def tied():
         model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
@@ -255,6 +272,14 @@ def test_tied_weights_stay_tied_and_are_averaged_once():
     train(model, batches(y=X), Recipe(epochs=2, ema=0.9))
     assert model[2].weight is model[0].weight
     assert not torch.isclose(model[0].weight, tied()[0].weight).any()
+
+
+def test_a_checkpoint_may_be_named_by_a_string(tmp_path):
+    once, again = linear(), linear()
+    file = tmp_path / "run"
+    train(once, batches(), PLAIN, checkpoint=str(file))
+    assert train(again, batches(), PLAIN, checkpoint=str(file)).losses
+    same(once, again)
 
 
 class ScheduleFree(SGD):

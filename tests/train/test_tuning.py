@@ -81,6 +81,13 @@ def test_choosing_the_best_needs_something_to_choose_on(val: list[Tensor] | None
         bz.train(student, [(X, None)], bz.Recipe(deliver="best"), teacher=teacher, val=val)
 
 
+def test_choosing_the_best_passes_over_the_batches_more_than_once() -> None:
+    student, teacher = pairs()
+    recipe = bz.Recipe(epochs=1, loss="mse", deliver="best")
+    with pytest.raises(ValueError, match="a val that can be iterated again"):
+        bz.train(student, [(X, None)], recipe, teacher=teacher, val=iter([(X, None)]))
+
+
 def test_dropout_is_as_the_recipe_says_and_then_as_before() -> None:
     teacher = network()
     plain, without = copy.deepcopy(teacher), copy.deepcopy(teacher)

@@ -10,11 +10,11 @@ from bozzetto.batches import Batch
 __all__ = ["check_reusable", "check_teacher", "groups_of", "steps_of"]
 
 
-def check_reusable(name: str, batches: Iterable[Batch] | None, epochs: int) -> None:
-    """Raise ValueError for batches that end after one of several epochs."""
-    if isinstance(batches, Iterator) and epochs > 1:
+def check_reusable(name: str, batches: Iterable[Batch] | None, passes: int) -> None:
+    """Raise ValueError for batches that end after one of several passes."""
+    if isinstance(batches, Iterator) and passes > 1:
         raise ValueError(
-            f"{epochs} epochs need a {name} that can be iterated again, as a list or a DataLoader; "
+            f"{passes} passes need a {name} that can be iterated again, as a list or a DataLoader; "
             f"got a {type(batches).__name__}, which ends after the first"
         )
 

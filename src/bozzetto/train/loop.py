@@ -39,7 +39,7 @@ def train(
     val: Iterable[Batch] | None = None,
     metric: Metric | Sequence[Metric] = "accuracy",
     callbacks: Iterable[Callable[[Progress], None]] = (),
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     checkpoint_every: int | None = None,
     accelerator: Any = None,
 ) -> History:
@@ -76,7 +76,7 @@ def train(
         OSError: if a checkpoint cannot be written; the previous one is still there.
     """
     check_reusable("loader", loader, recipe.epochs)
-    check_reusable("val", val, recipe.epochs)
+    check_reusable("val", val, recipe.epochs + (recipe.deliver == "best"))
     check_teacher(model, teacher)
     check_features(model, teacher, recipe.features)
     if recipe.deliver == "best" and val is None:
@@ -93,7 +93,7 @@ def train(
         val=val,
         metrics=[metric] if isinstance(metric, str) or callable(metric) else list(metric),
         callbacks=list(callbacks) if processes.rank == 0 else [],
-        checkpoint=checkpoint,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
         every=checkpoint_every,
         processes=processes,
         random=Randomness(recipe.seed, device_of(model), loader),

@@ -47,7 +47,7 @@ class Run:
         self.processes = processes
         self.network, self.optimizer = processes.prepare(model, _optimizer(model, recipe))
         self.highest = [group["lr"] for group in self.optimizer.param_groups]
-        self.average = self.weights() if recipe.ema else None
+        self.average = _single(self.weights()) if recipe.ema else None
         self.best: dict[str, Any] | None = None
         self.epoch, self.step = 0, 0
         self.losses: list[float] = []
@@ -203,12 +203,21 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return optimizer
 
 
+def _single(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose half precision is single: an average moves by less than that resolves."""
+    half = (torch.bfloat16, torch.float16)
+    return {
+        name: v.float() if isinstance(v, Tensor) and v.dtype in half else v
+        for name, v in state.items()
+    }
+
+
 @torch.no_grad()
 def _mix(average: dict[str, Any], model: nn.Module, decay: float) -> None:
     """Write decay · average + (1 - decay) · model; what is not floating is copied."""
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
+            average[name].lerp_(value.to(average[name].dtype), 1 - decay)
         else:
             average[name] = deepcopy(value)
 
