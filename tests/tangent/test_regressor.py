@@ -54,6 +54,8 @@ def test_diabetes_is_regressed_as_well_as_by_a_linear_model():
         ({"kernel": "rbf"}, "'ntk' or 'nngp'"),
         ({"depth": 0}, "at least 1"),
         ({"ridges": (0.0,)}, "ridges are positive"),
+        ({"variance": 0.0}, "variance must be > 0"),
+        ({"bias": -1.0}, "bias >= 0"),
     ],
 )
 def test_wrong_parameters_are_named(parameters, message):

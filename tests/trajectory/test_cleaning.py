@@ -115,3 +115,9 @@ def test_the_order_of_rows_does_not_matter():
     for one, other in zip(tracks_of("f", given)[0], tracks_of("f", mixed)[0], strict=True):
         assert one.id == other.id
         np.testing.assert_array_equal(one.state, other.state)
+
+
+def test_rows_between_two_frames_make_no_track_and_are_named():
+    tracks, bad = tracks_of("f", rows([0.0, 0.03, 2.0, 2.1, 2.2]))
+    assert [track.start for track in tracks] == [20]
+    assert said(bad) == [(1, "vehicle v is there for less than two frames")]

@@ -1,6 +1,6 @@
 """Load: many networks in a row, a plan for billions of values, a long evaluation.
 
-python tests/trust/loads.py row     # prints JSON; also plan, soak
+python tests/trust/loads.py row     # prints JSON; also plan, soak, outliers
 """
 
 import ctypes

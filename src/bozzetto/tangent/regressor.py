@@ -53,6 +53,10 @@ class _KernelRidge(BaseEstimator):
             raise ValueError(f"kernel is 'ntk' or 'nngp'; got {self.kernel!r}")
         if self.depth < 1:
             raise ValueError(f"depth must be at least 1; got {self.depth}")
+        if not (self.variance > 0 and self.bias >= 0):
+            raise ValueError(
+                f"variance must be > 0 and bias >= 0; got {self.variance} and {self.bias}"
+            )
         if not len(self.ridges) or min(self.ridges) <= 0:
             raise ValueError(f"ridges are positive and at least one; got {self.ridges}")
 

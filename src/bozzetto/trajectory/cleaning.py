@@ -64,11 +64,21 @@ def tracks_of(
     tracks: list[Track] = []
     for _, group in groupby(good, key=lambda row: row.id):
         for run in _runs(_possible(file, group, bad)):
+            first, last = _frames(run, zero)
             if len(run) == 1:
                 bad.append(BadRow(file, run[0].line, f"vehicle {run[0].id} has a row by itself"))
+            elif last <= first:
+                what = f"vehicle {run[0].id} is there for less than two frames"
+                bad.append(BadRow(file, run[0].line, what))
             else:
                 tracks.append(_track(file, run, zero, bad, front=front))
-    return tuple(t for t in tracks if len(t.state) > 1), tuple(sorted(bad, key=lambda b: b.line))
+    return tuple(tracks), tuple(sorted(bad, key=lambda b: b.line))
+
+
+def _frames(run: list[Row], zero: float) -> tuple[int, int]:
+    """The first and the last frame of a run."""
+    ends = [(row.time - zero) * HZ for row in (run[0], run[-1])]
+    return int(np.ceil(ends[0] - 1e-3)), int(np.floor(ends[1] + 1e-3))
 
 
 def _finite(file: str, rows: Iterable[Row], bad: list[BadRow]) -> Iterator[Row]:
@@ -124,8 +134,7 @@ def _runs(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _track(file: str, run: list[Row], zero: float, bad: list[BadRow], *, front: bool) -> Track:
-    time = np.array([row.time - zero for row in run])
-    first, last = int(np.ceil(time[0] * HZ - 1e-3)), int(np.floor(time[-1] * HZ + 1e-3))
+    time, (first, last) = np.array([row.time - zero for row in run]), _frames(run, zero)
     clock = np.arange(first, last + 1) / HZ
     xy = hermite(time, np.array([(row.x, row.y) for row in run]), clock)
     given = _carried(time, np.array([row.heading for row in run]), clock)
