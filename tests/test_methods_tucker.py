@@ -142,7 +142,9 @@ def test_a_choice_of_inputs_is_kept_in_the_options() -> None:
     assert Tucker().options() == {}
 
 
-@pytest.mark.parametrize("options", [{"inputs": 0}, {"inputs": -3}, {"rounds": -1}])
-def test_options_without_sense_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="needs inputs >= 1 and rounds >= 0; got"):
+@pytest.mark.parametrize(
+    "options", [{"inputs": 0}, {"inputs": -3}, {"inputs": 2.5}, {"rounds": -1}]
+)
+def test_options_without_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="needs whole numbers, inputs >= 1 and rounds >= 0; got"):
         make_method("tucker", dict(options))

@@ -215,7 +215,7 @@ def _candidates(
         return "no calibration batch reached it"
     objective = Objective(site.map, known)
     if objective.energy <= 0:
-        return "its output is zero on all calibration data"
+        return "its weight is zero"
     found = [Candidate(site.path, None, price_site(site, stats)._asdict(), 0.0)]
     own = derive_seed(seed, site.path)
     for name, asked in methods:

@@ -12,8 +12,8 @@ __all__ = [
     "RANK",
     "WIDE",
     "Diagonal",
+    "DiagonalPlusLowRank",
     "Full",
-    "LowRank",
     "Metric",
     "Products",
     "SketchedMoment",
@@ -204,7 +204,7 @@ class Diagonal(Metric):
         return a / self.root
 
 
-class LowRank(Metric):
+class DiagonalPlusLowRank(Metric):
     """C = D + F Fᵀ with L = D^½ (I + Q (Σ − I) Qᵀ), D^-½ F = Q S Vᵀ and Σ² = I + S²."""
 
     def __init__(self, diagonal: Tensor, factor: Tensor) -> None:
@@ -232,7 +232,7 @@ def metric_of(moment: Tensor | SketchedMoment, damping: float, raw: Tensor | Non
     """A moment, `damped`, as a metric."""
     if isinstance(moment, SketchedMoment):
         diagonal, factor = moment.approximate()
-        return LowRank(diagonal + damping * _typical(moment.diagonal) + 1e-30, factor)
+        return DiagonalPlusLowRank(diagonal + damping * _typical(moment.diagonal) + 1e-30, factor)
     if moment.ndim == 1:
         return Diagonal(damped(moment, damping))
     return Full(damped(moment, damping, raw))

@@ -150,25 +150,18 @@ class _Form:
     def best(self, objective: Objective) -> Tensor:
         """The cores of least objective."""
         cores = self.adjoint(objective.w) / self.l
-        left = self.adjoint(_gradient(objective, objective.w - self.weight(cores)))
+        left = self.adjoint(objective.slope(objective.w - self.weight(cores)))
         step, size = left, left.square().sum()
         least = _SETTLED**2 * size
         for _ in range(_ROUNDS):
             if size <= least or size == 0:
                 break
-            turned = self.adjoint(_gradient(objective, self.weight(step)))
+            turned = self.adjoint(objective.slope(self.weight(step)))
             rate = size / (step * turned).sum()
             cores, left = cores + rate * step, left - rate * turned
             before, size = size, left.square().sum()
             step = left + size / before * step
         return cores
-
-
-def _gradient(objective: Objective, change: Tensor) -> Tensor:
-    """G Δ C."""
-    c, g = objective.input_metric, objective.output_metric
-    change = change if c is None else c.times(change)
-    return change if g is None else g.times(change.mT).mT
 
 
 def _core(m: LinearMap, down: Isometry, up: Isometry) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bozzetto.linalg import seeded
 from bozzetto.maps import LinearMap
-from bozzetto.moments import WIDE, Diagonal, Full, LowRank, Metric, SketchedMoment, metric_of
+from bozzetto.moments import WIDE, Diagonal, Full, Metric, SketchedMoment, metric_of
 from bozzetto.ops import Conv, Lookup
 from bozzetto.stats import Stats
 
@@ -90,12 +90,15 @@ class Objective:
         """K⁻ᵀ B for B: (g, m, r)."""
         return b if self.output_metric is None else self.output_metric.unwhiten(b.mT).mT
 
+    def slope(self, change: Tensor) -> Tensor:
+        """G Δ C, half the gradient of the objective at a change of the weight (g, m, d)."""
+        c, g = self.input_metric, self.output_metric
+        change = change if c is None else c.times(change)
+        return change if g is None else g.times(change.mT).mT
+
     def error(self, change: Tensor) -> float:
         """The objective at a change of the weight (g, m, d)."""
-        c, g = self.input_metric, self.output_metric
-        right = change if c is None else c.times(change)
-        left = change if g is None else g.times(change.mT).mT
-        return float((left * right).sum())
+        return float((change * self.slope(change)).sum())
 
     @cached_property
     def energy(self) -> float:
@@ -114,9 +117,9 @@ class Objective:
 
 
 def _whole(metric: Metric | None) -> Tensor | None:
-    if isinstance(metric, LowRank):
-        raise ValueError(f"a whole moment is kept up to a width of {WIDE}; this layer is wider")
-    return metric if metric is None else cast(Full | Diagonal, metric).c
+    if metric is None or isinstance(metric, Full | Diagonal):
+        return None if metric is None else metric.c
+    raise ValueError(f"a whole moment is kept up to a width of {WIDE}; this layer is wider")
 
 
 def too_wide(m: LinearMap) -> bool:

@@ -51,9 +51,11 @@ class Tucker(Method):
     rounds: int = 8
 
     def __post_init__(self) -> None:
-        if self.rounds < 0 or (self.inputs is not None and self.inputs < 1):
+        inputs, rounds = 1 if self.inputs is None else self.inputs, self.rounds
+        if not (isinstance(inputs, int) and isinstance(rounds, int) and inputs > 0 <= rounds):
             raise ValueError(
-                f"tucker needs inputs >= 1 and rounds >= 0; got {self.inputs} and {self.rounds}"
+                "tucker needs whole numbers, inputs >= 1 and rounds >= 0; "
+                f"got {self.inputs!r} and {self.rounds!r}"
             )
 
     def ranks(self, m: LinearMap, size: int) -> tuple[int, int]:
