@@ -288,3 +288,26 @@ def test_integer_factors_become_floats_and_bad_ones_are_refused():
         RankOne((torch.ones(3, 2, dtype=torch.int64),))
     with pytest.raises(ValueError, match="finite"):
         ISLETRegressor(1).fit(RankOne.of(np.full((9, 2), np.nan), np.ones((9, 3))), np.ones(9))
+
+
+def test_flattened_tensors_and_whole_ones_are_the_same_data():
+    case = planted((4, 5), (1, 1), 60, 0.1)
+    flat = case.x.reshape(60, -1)
+    whole = ISLETRegressor(1, shape=(4, 5)).fit(case.x, case.y)
+    matrix = ISLETRegressor(1, shape=(4, 5)).fit(flat, case.y)
+    batches = ISLETRegressor(1, shape=(4, 5)).fit_batches([(case.x, case.y)])
+    for model in (whole, matrix, batches):
+        assert model.n_features_in_ == 20
+        for x in (case.x, flat):
+            np.testing.assert_allclose(model.predict(x), whole.predict(case.x))
+    with pytest.raises(ValueError, match=r"covariates of shape \(4, 5\) are needed; got \(20,\)"):
+        ISLETRegressor(1, shape=(4, 5)).fit_batches([(flat, case.y)])
+
+
+def test_ranks_may_be_integers_of_numpy_and_nothing_else():
+    case = planted((4, 5), (1, 1), 60, 0.1)
+    for ranks in (np.int64(1), np.array([1, 1])):
+        assert ISLETRegressor(ranks).fit(case.x, case.y).ranks_ == (1, 1)
+    for ranks in (1.5, (1.0, 1.0), None):
+        with pytest.raises(ValueError, match="ranks are an integer"):
+            ISLETRegressor(ranks).fit(case.x, case.y)

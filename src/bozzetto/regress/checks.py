@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,10 @@ def check_covariates(
         if reset:
             estimator.n_features_in_ = x.shape[0]
         return x
+    if shape is not None and np.shape(x)[1:] == tuple(shape):
+        x = np.reshape(x, (len(x), -1))  # the same number of features in either form
     x = validate_data(estimator, x, reset=reset, allow_nd=True, dtype=FLOATS)
-    if shape is None or x.shape[1:] == tuple(shape):
+    if shape is None:
         return x
     if x.ndim != 2 or x.shape[1] != math.prod(shape):
         raise ValueError(
@@ -118,9 +121,13 @@ def full_ranks(ranks: int | Sequence[int], shape: Sequence[int]) -> tuple[int, .
     """One rank a mode, from one for all or from one each.
 
     Raises:
-        ValueError: if a tensor of that shape cannot have them.
+        ValueError: if they are no integers, or a tensor of that shape cannot have them.
     """
-    every = (ranks,) * len(shape) if isinstance(ranks, int) else tuple(ranks)
+    if isinstance(ranks, Integral):
+        ranks = [int(ranks)] * len(shape)
+    if not np.iterable(ranks) or not all(isinstance(r, Integral) for r in ranks):
+        raise ValueError(f"ranks are an integer, one integer a mode, or a criterion; got {ranks!r}")
+    every = tuple(int(r) for r in ranks)
     check_ranks(shape, every)
     return every
 

@@ -1,5 +1,6 @@
 """What the estimators of low-rank tensor regression share: parameters, fitting and predicting."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Self
@@ -69,7 +70,8 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         Args:
             X: (n, p₁, …, p_d), a matrix of flattened tensors if `shape` is given, or `RankOne`.
             y: (n,).
-            sample_weight: (n,) ≥ 0.
+            sample_weight: (n,) ≥ 0. An information criterion ("bic", or the one that chooses rows)
+                takes their sum for the number of observations.
             groups: labels (n,): when ranks are chosen by "cv", observations of one label are held
                 out together.
 
@@ -96,7 +98,7 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         """
         source = batches if isinstance(batches, Source) else Batches(batches)
         self._fit(source, self._settings())
-        self.n_features_in_ = self.shape_[0]
+        self.n_features_in_ = self.shape_[0] if self.shape is None else math.prod(self.shape)
         return self
 
     def _settings(self) -> Settings:
@@ -106,6 +108,11 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
     def _fit(self, source: Source, settings: Settings) -> Self:
         vars(self).pop("_online", None)  # of an earlier partial_fit
         moments = first_pass(source, settings)
+        if self.shape is not None and moments.mean_x.shape != tuple(self.shape):
+            raise ValueError(
+                f"covariates of shape {tuple(self.shape)} are needed; "
+                f"got {tuple(moments.mean_x.shape)}"
+            )
         return self._keep(self._estimate(source, moments, settings), moments)
 
     def _estimate(self, source: Source, moments: Moments, settings: Settings) -> Fit:
