@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from bozzetto.analysis.crash import NoSoundBound, crash_bound, critical_neurons
+from bozzetto.analysis.crash import NoSoundBound, crash, crash_bound, critical_neurons
 
 P = 0.2
 
@@ -133,3 +133,26 @@ def test_without_layers_or_inputs_there_is_nothing_to_bound() -> None:
         crash_bound(Hidden(), failures={}, x=random(2, 3))
     with pytest.raises(ValueError, match="at least one input"):
         crash_bound(Hidden(), P, x=random(0, 3))
+
+
+class ByShape(nn.Linear):
+    """A forward that no trace can look into."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input if len(input) > 0 else input * 2)
+
+
+class Opaque(Hidden):
+    def __init__(self) -> None:
+        super().__init__()
+        second = ByShape(4, 2).double()
+        second.load_state_dict(self.second.state_dict())
+        self.second = second
+
+
+def test_a_forward_that_cannot_be_traced_is_run_whole_and_not_bounded() -> None:
+    x = random(5, 3)
+    plain, opaque = (crash(net, [x], P, patterns=32).error for net in (Hidden(), Opaque()))
+    torch.testing.assert_close(plain, opaque)
+    with pytest.raises(NoSoundBound, match="ByShape"):
+        crash_bound(Opaque(), P, x=x)

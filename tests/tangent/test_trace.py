@@ -186,3 +186,13 @@ def test_an_elu_is_integrated_on_both_sides_of_its_kink(alpha: float) -> None:
     same(
         nn.Sequential(nn.Linear(4, 8), elu, nn.Linear(8, 1)), Program(layer(h, "b", 1)), draw(3, 4)
     )
+
+
+class Counting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / len(x)
+
+
+def test_the_length_of_a_batch_is_control_flow() -> None:
+    with pytest.raises(UnreadableError, match="control flow"):
+        trace(Counting(), draw(2, 4))

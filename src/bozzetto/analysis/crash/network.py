@@ -16,18 +16,26 @@ from bozzetto.analysis.crash.rules import (
     Rule,
     SingleRule,
     has_rule,
+    registered,
     rule,
 )
+
+_UNTRACEABLE = (TraceError, TypeError, RuntimeError)  # the last for len() of a tensor
 
 
 class _Tracer(fx.Tracer):
     """Keeps torch's own layers and registered ones whole; looks into everything else.
 
-    A subclass with its own forward is not what it was derived from.
+    A subclass with its own forward is not what it was derived from, and is kept if `opaque` only.
     """
 
+    def __init__(self, *, opaque: bool) -> None:
+        super().__init__()
+        self.opaque = opaque
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return has_rule(m) or super().is_leaf_module(m, module_qualified_name)
+        known = has_rule(m) or (self.opaque and registered(m) is not None)
+        return known or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -36,19 +44,26 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         TypeError: when the control flow depends on the data, or there are several inputs.
     """
-    tracer = _Tracer()
-    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     try:
-        graph = fx.GraphModule(root, tracer.trace(root))
-    except (TraceError, TypeError) as error:
-        raise TypeError(
-            "crash analysis needs a model whose control flow does not depend on its data; "
-            f"{type(model).__name__} could not be traced: {error}"
-        ) from error
+        graph = _traced(model, opaque=False)
+    except _UNTRACEABLE:
+        try:
+            graph = _traced(model, opaque=True)
+        except _UNTRACEABLE as error:
+            raise TypeError(
+                "crash analysis needs a model whose control flow does not depend on its data; "
+                f"{type(model).__name__} could not be traced: {error}"
+            ) from error
     used = [n for n in graph.graph.nodes if n.op == "placeholder" and n.users]
     if len(used) != 1:
         raise TypeError(f"crash analysis needs a model of one input; this one uses {len(used)}")
     return graph
+
+
+def _traced(model: nn.Module, *, opaque: bool) -> fx.GraphModule:
+    tracer = _Tracer(opaque=opaque)
+    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
+    return fx.GraphModule(root, tracer.trace(root))
 
 
 def call_names(graph: fx.GraphModule) -> dict[fx.Node, str]:

@@ -105,9 +105,14 @@ def rule(module: nn.Module) -> Rule:
 
 def has_rule(module: nn.Module) -> bool:
     """Whether `rule` holds for what a module computes: not for a subclass with its own forward."""
-    kind = next(k for k in type(module).__mro__ if k in rule.registry or k in activation.registry)
-    known = getattr(kind, "forward", NotImplemented)
+    known = getattr(registered(module), "forward", NotImplemented)
     return _is_along_axis(module) or getattr(module.forward, "__func__", None) is known
+
+
+def registered(module: nn.Module) -> type | None:
+    """The registered type that a module is an instance of."""
+    known = rule.registry.keys() | activation.registry.keys()
+    return next((k for k in type(module).__mro__ if k in known and k is not object), None)
 
 
 def _is_along_axis(module: nn.Module) -> bool:
