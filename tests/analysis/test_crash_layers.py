@@ -319,6 +319,22 @@ def test_data_dependent_control_flow_is_refused():
         crash_bound(Branching(), 0.1, x=random(2, 3))
 
 
+class Listed(nn.Module):
+    """Its layers are in a list that torch does not know of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(3, 3), nn.ReLU()]
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x))
+
+
+def test_modules_that_are_not_registered_are_told():
+    with pytest.raises(TypeError, match="not installed as a submodule"):
+        crash_bound(Listed(), 0.1, x=random(2, 3))
+
+
 def test_an_activation_changed_in_place_while_shared_is_refused():
     with pytest.raises(TypeError, match="in place"):
         crash_bound(AliasedInPlace(), {"act": 0.1}, x=random(2, 3))

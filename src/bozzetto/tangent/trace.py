@@ -40,7 +40,7 @@ def trace(model: nn.Module, example: Tensor) -> Program:
     x = _input(example)
     try:
         graph = fx.symbolic_trace(model)
-    except (TraceError, TypeError, RuntimeError) as error:
+    except (TraceError, TypeError, RuntimeError, NameError) as error:
         raise UnreadableError([f"control flow: {error}"]) from error
     reader, values, parts = Reader(), dict[fx.Node, Any](), list[str]()
     for node in graph.graph.nodes:

@@ -20,7 +20,8 @@ from bozzetto.analysis.crash.rules import (
     rule,
 )
 
-_UNTRACEABLE = (TraceError, TypeError, RuntimeError)  # the last for len() of a tensor
+# What fx raises; the last two for len() of a tensor and for modules in a plain list.
+_UNTRACEABLE = (TraceError, TypeError, RuntimeError, NameError)
 
 
 class _Tracer(fx.Tracer):
