@@ -311,3 +311,12 @@ def test_ranks_may_be_integers_of_numpy_and_nothing_else():
     for ranks in (1.5, (1.0, 1.0), None):
         with pytest.raises(ValueError, match="ranks are an integer"):
             ISLETRegressor(ranks).fit(case.x, case.y)
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e6 / 3])
+def test_constant_covariates_explain_nothing(constant):
+    y = np.random.default_rng(0).standard_normal(60)
+    x = np.full((60, 4, 4), constant)
+    model = ISLETRegressor(1).fit(x, y)
+    assert not model.coef_.any()
+    np.testing.assert_allclose(model.predict(x), y.mean(), atol=1e-12)

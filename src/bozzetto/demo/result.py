@@ -78,7 +78,7 @@ class Demo:
 
 def write_page(path: Path, made: Demo) -> Path:
     """Write the report of a demo."""
-    target, *_ = made.variants
+    target, *small = made.variants
     seeds = ", ".join(map(str, made.seeds))
     sections = [
         Section(
@@ -114,7 +114,7 @@ def write_page(path: Path, made: Demo) -> Path:
     return write_report(
         path,
         sections,
-        title="A quarter of a network",
+        title=f"{max(variant.params_kept for variant in small):.0%} of a network",
         text="A convolutional network for handwritten digits "
         f"({target.params:,} trained values) and smaller networks that do its work.",
     )

@@ -74,6 +74,11 @@ class LeastSquares:
 
         `around` is zero unless given.
         """
+        noise = self.weight * float(
+            (64 * torch.finfo(self.mean.dtype).eps * self.mean).square().sum()
+        )
+        if ridge + damping == 0 and float(self.gram.trace()) <= noise:
+            return torch.zeros_like(self.moment)  # covariates that are constant but for rounding
         gram = self.gram + (ridge + damping) * torch.eye(len(self.gram), dtype=self.gram.dtype)
         right = self.moment if around is None else self.moment + damping * around
         factor, failed = torch.linalg.cholesky_ex(gram)
