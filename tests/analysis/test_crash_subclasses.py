@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from bozzetto.analysis.crash import NoSoundBound, crash, crash_bound, critical_neurons
 
@@ -72,6 +72,12 @@ class Parametrized(Hidden):
         parametrizations.weight_norm(self.second)
 
 
+class Pruned(Hidden):
+    def __init__(self) -> None:
+        super().__init__()
+        prune.random_unstructured(self.second, "weight", 0.3)
+
+
 class Aside(Hidden):
     """One activation never reaches the output."""
 
@@ -91,9 +97,10 @@ def exact(net: Hidden, x: Tensor) -> Tensor:
     return total.detach()
 
 
-@pytest.mark.parametrize("kind", [Hidden, Negated, Padded, Subclassed, Parametrized])
+@pytest.mark.parametrize("kind", [Hidden, Negated, Padded, Subclassed, Parametrized, Pruned])
 def test_no_bound_is_below_the_expectation(kind: type[Hidden]) -> None:
     net, x = kind().eval(), random(5, 3, seed=9)
+    assert crash(net, [x], P, patterns=2).error.isfinite().all()
     found, truth = crash_bound(net, {"relu": P}, x=x), exact(net, x)
     for name, bound in found.bounds.items():
         assert (bound >= truth * (1 - 1e-9) - 1e-12).all(), name
@@ -156,3 +163,10 @@ def test_a_forward_that_cannot_be_traced_is_run_whole_and_not_bounded() -> None:
     torch.testing.assert_close(plain, opaque)
     with pytest.raises(NoSoundBound, match="ByShape"):
         crash_bound(Opaque(), P, x=x)
+
+
+def test_a_layer_with_a_hook_is_not_bounded() -> None:
+    net = Hidden()
+    net.second.register_forward_hook(lambda module, args, out: 3 * out)
+    with pytest.raises(NoSoundBound, match=r"Linear: it has hooks"):
+        crash_bound(net, P, x=random(2, 3))

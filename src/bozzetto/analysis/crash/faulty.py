@@ -1,6 +1,5 @@
 """Broken networks: many random fault patterns of one model run at once, its healthy prefix once."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, fx, nn
 from bozzetto.analysis.crash.activations import MODULES, NoSoundBound, activation
 from bozzetto.analysis.crash.faults import NeuronFault, WeightFault, uniform
 from bozzetto.analysis.crash.moments import Unit
-from bozzetto.analysis.crash.network import call_names, trace
+from bozzetto.analysis.crash.network import call_names, copied, trace
 from bozzetto.linalg import derive_seed
 
 Fault = Callable[[Tensor], Tensor]  # (patterns, b, *s) -> the same
@@ -33,7 +32,7 @@ class FaultySites:
         Raises:
             TypeError: when it cannot be traced, or rows of its output depend on other rows.
         """
-        twin = copy.deepcopy(model).eval()
+        twin = copied(model).eval()
         for module in twin.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # type: ignore[assignment]
@@ -215,7 +214,7 @@ def broken_weights(model: nn.Module, fault: WeightFault, layers: Sequence[str] |
     Raises:
         ValueError: when there are none, or a name has none.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     weights = {name: w.detach() for name, w in twin.named_parameters() if w.is_floating_point()}
     owners = {name: name.rpartition(".")[0] for name in weights}
     chosen = set(owners.values()) if layers is None else set(layers)

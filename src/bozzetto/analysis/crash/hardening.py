@@ -1,12 +1,10 @@
 """Training that makes a network bear crashes: neurons crash while it learns."""
 
-import copy
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.analysis.crash.faulty import activation_nodes
-from bozzetto.analysis.crash.network import trace
+from bozzetto.analysis.crash.network import copied, trace
 
 
 class CrashDropout(nn.Module):
@@ -37,7 +35,7 @@ def with_crashes(model: nn.Module, p: float) -> nn.Module:
         TypeError: for a model that cannot be traced, or is another one while it trains.
     """
     crashes = CrashDropout(p).train(model.training)
-    graph = trace(_same_in_both_modes(copy.deepcopy(model)))
+    graph = trace(_same_in_both_modes(copied(model)))
     nodes = activation_nodes(graph)
     if not nodes:
         raise ValueError("no layer can crash: the network has no activation before its output")
@@ -57,7 +55,7 @@ def with_crashes(model: nn.Module, p: float) -> nn.Module:
 
 def _same_in_both_modes(model: nn.Module) -> nn.Module:
     """The model, if a trace of it holds whether it trains or not."""
-    probe = copy.deepcopy(model)
+    probe = copied(model)
     if trace(probe.train()).code != trace(probe.eval()).code:
         raise TypeError(
             f"{type(model).__name__} asks for its training mode as it runs, as functional dropout "

@@ -39,6 +39,12 @@ class _Tracer(fx.Tracer):
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; weights that hooks make of others (pruning does) are copied as they are."""
+    held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return copy.deepcopy(model, {id(v): v.detach().clone() for v in held if not v.is_leaf})
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
     """The model's graph, sharing its parameters.
 
@@ -175,7 +181,8 @@ class _Reader:
     def _module_rule(self, node: fx.Node) -> Rule:
         module = self.graph.get_submodule(str(node.target))
         if not has_rule(module):
-            raise NoSoundBound(f"no sound bound for {type(module).__name__}: {module!r}")
+            own = "it has hooks or a forward of its own, " if registered(module) else ""
+            raise NoSoundBound(f"no sound bound for {type(module).__name__}: {own}{module!r}")
         return rule(module)
 
     def _rule(self, node: fx.Node, sources: list[fx.Node]) -> Rule:
@@ -216,7 +223,7 @@ def read_network(model: nn.Module, x: Tensor) -> Network:
         NoSoundBound: names the first layer without a sound bound.
         TypeError: when the model cannot be traced, or changes shared activations in place.
     """
-    twin = copy.deepcopy(model).to(x.device, torch.float64).eval()
+    twin = copied(model).to(x.device, torch.float64).eval()
     x = x.detach().double()
     graph = trace(twin)
     with torch.no_grad():

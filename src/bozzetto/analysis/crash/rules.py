@@ -8,10 +8,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from bozzetto.analysis.crash.activations import Activation, NoSoundBound, activation
+from bozzetto.analysis.crash.windows import windows
 
 Function = Callable[[Tensor], Tensor]
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 def schur_norm(power: Callable[[Tensor, int], Tensor], like: Tensor) -> float:
@@ -104,9 +109,14 @@ def rule(module: nn.Module) -> Rule:
 
 
 def has_rule(module: nn.Module) -> bool:
-    """Whether `rule` holds for what a module computes: not for a subclass with its own forward."""
+    """Whether `rule` holds for what a module computes.
+
+    Not for a subclass with its own forward, nor with hooks but those that make the weight.
+    """
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     known = getattr(registered(module), "forward", NotImplemented)
-    return _is_along_axis(module) or getattr(module.forward, "__func__", None) is known
+    same = _is_along_axis(module) or getattr(module.forward, "__func__", None) is known
+    return same and all(isinstance(hook, _WEIGHT_HOOKS) for hook in hooks)
 
 
 def registered(module: nn.Module) -> type | None:
@@ -246,34 +256,7 @@ def _(module: nn.Module) -> Affine:
 @rule.register(nn.MaxPool2d)
 @rule.register(nn.MaxPool3d)
 def _(module: Any) -> Maximum:
-    return Maximum(module, lambda x: _windows(module, x))
-
-
-def _windows(module: Any, x: Tensor) -> Tensor:
-    """Entries of every window, padded with −∞: (b, c, *s) -> (b, entries, c, *out)."""
-    axes = x.ndim - 2
-    size, stride, pad, gap = (
-        (v,) * axes if isinstance(v, int) else tuple(v)
-        for v in (module.kernel_size, module.stride, module.padding, module.dilation)
-    )
-    out = module(x).shape[2:]
-    ends = [
-        (o - 1) * s + g * (k - 1) + 1 for o, s, g, k in zip(out, stride, gap, size, strict=True)
-    ]
-    border = [
-        side
-        for n, p, end in reversed(list(zip(x.shape[2:], pad, ends, strict=True)))
-        for side in (p, max(end - n - p, 0))
-    ]
-    x = nn.functional.pad(x, border, value=-math.inf)
-    entries = []
-    for at in torch.cartesian_prod(*[torch.arange(k) for k in size]).reshape(-1, axes).tolist():
-        cut = [
-            slice(i * g, i * g + (o - 1) * s + 1, s)
-            for i, g, o, s in zip(at, gap, out, stride, strict=True)
-        ]
-        entries.append(x[(..., *cut)])
-    return torch.stack(entries, 1)
+    return Maximum(module, lambda x: windows(module, x))
 
 
 @rule.register
