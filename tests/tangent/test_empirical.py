@@ -189,6 +189,61 @@ def test_frozen_parameters_are_left_out_and_the_model_is_left_alone():
         empirical_ntk(model, x)
 
 
+class Total(nn.Module):
+    """A number an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).square().sum(1)
+
+
+class Attention(nn.Module):
+    """No layer that a rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x[:, None], x[:, None], x[:, None])[0]
+
+
+ENDS = {
+    "constant sum": lambda: nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(1)
+    ),
+    "layer norm": lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.LayerNorm(8)),
+    "one number": Total,
+    "attention only": Attention,
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_networks_of_any_end_are_taken(name):
+    model, x = ENDS[name]().double(), draw(5, 4)
+    jacobian = one_by_one_of(model, x)
+    exact = (jacobian @ jacobian.mT).mean(0)
+    for route in ("structured", "jacobian", "products"):
+        torch.testing.assert_close(empirical_ntk(model, x, route=route), exact)
+
+
+def test_half_precision_is_not_taken_for_another_use_of_a_weight():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double(), draw(5, 4)
+    exact = empirical_ntk(model, x)
+    found = empirical_ntk(model.bfloat16(), x.bfloat16()).double()
+    assert (found - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_dropout_and_other_outputs_are_refused():
+    with pytest.raises(ValueError, match="dropout in training mode"):
+        empirical_ntk(nn.Sequential(nn.Linear(4, 2), nn.Dropout()), draw(3, 4))
+    with pytest.raises(TypeError, match="got tuple"):
+        empirical_ntk(nn.LSTM(4, 2), draw(3, 4).float())
+
+
 class Keyword(nn.Module):
     """Its layer is called by keyword."""
 

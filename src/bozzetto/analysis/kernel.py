@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bozzetto.batches import in_mode
 from bozzetto.tangent.empirical import empirical_ntk
+from bozzetto.tangent.empirical.network import by_rows
 
 __all__ = ["KernelComparison", "alignment", "compare_kernels", "kernel"]
 
@@ -97,7 +98,7 @@ def kernel(
     """
     with in_mode(model, training=False), in_mode(small, training=False):
         with torch.no_grad():
-            learnt = model(x).flatten(1) if signal is None else signal
+            learnt = by_rows(model(x)) if signal is None else signal
         kernels = [empirical_ntk(m, x, block=block) for m in (model, small)]
     return compare_kernels(kernels[0], kernels[1], learnt, ridge=ridge)
 

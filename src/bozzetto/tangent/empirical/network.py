@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.dropout import _DropoutNd
 
 Parameters = dict[str, Tensor]
 ALL = slice(None)
@@ -29,10 +30,7 @@ class Network:
     def __call__(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Outputs (N, O) at other parameter values; buffers the model would write are copies."""
         rest = {k: v.clone() for k, v in self.rest.items()}
-        out = functional_call(self.model, {**rest, **parameters}, (x,))
-        if not isinstance(out, Tensor):
-            raise TypeError(f"a tangent kernel needs one output tensor; got {type(out).__name__}")
-        return out.flatten(1)
+        return by_rows(functional_call(self.model, {**rest, **parameters}, (x,)))
 
     @property
     def looped(self) -> bool:
@@ -53,8 +51,26 @@ class Network:
         )
 
 
+def by_rows(out: object) -> Tensor:
+    """What a model returns as (N, O).
+
+    Raises:
+        TypeError: if it is not one tensor with a row for every input.
+    """
+    if not isinstance(out, Tensor) or not out.ndim:
+        what = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(f"a tangent kernel needs one output tensor, a row an input; got {what}")
+    return out.reshape(len(out), -1)
+
+
 def network(model: nn.Module) -> Network:
-    """The model in the mode it is in (`eval()` it first for the usual kernel)."""
+    """The model in the mode it is in (`eval()` it first for the usual kernel).
+
+    Raises:
+        ValueError: if nothing requires a gradient, or dropout would draw anew at every run.
+    """
+    if any(isinstance(m, _DropoutNd) and m.training and m.p for m in model.modules()):
+        raise ValueError("dropout in training mode is another network at every run: model.eval()")
     state = {k: v.detach() for k, v in model.named_parameters()}
     wanted = {k for k, v in model.named_parameters() if v.requires_grad}
     if not wanted:

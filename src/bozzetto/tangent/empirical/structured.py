@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bozzetto.batches import first_input
-from bozzetto.tangent.empirical.network import ALL, Network, jacobian
+from bozzetto.tangent.empirical.network import ALL, Network, by_rows, jacobian
 from bozzetto.tangent.empirical.parts import Flat, Lookup, Outer, Part
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _group_norm(m: nn.GroupNorm, a: Tensor, d: Tensor) -> dict[str, Part]:
 def _layer_norm(m: nn.LayerNorm, a: Tensor, d: Tensor) -> dict[str, Part]:
     normal = F.layer_norm(a, m.normalized_shape, eps=m.eps)[:, None]
     last = len(m.normalized_shape)
-    both = [t.flatten(-last).flatten(2, -2) for t in (d * normal, d)]
+    both = [t.flatten(-last) for t in (d * normal, d)]
+    both = [t.reshape(*t.shape[:2], -1, t.shape[-1]) for t in both]
     return {"weight": Flat(both[0].sum(2)), "bias": Flat(both[1].sum(2))}
 
 
@@ -149,7 +150,7 @@ def _record(net: Network, x: Tensor) -> tuple[list[_Call], Tensor]:
                 handles.append(module.register_forward_hook(hook, with_kwargs=True))  # noqa: PERF401
         buffers = {k: v.clone() for k, v in net.model.named_buffers()}
         with torch.enable_grad():
-            out = functional_call(net.model, buffers, (x,)).flatten(1)
+            out = by_rows(functional_call(net.model, buffers, (x,)))
     finally:
         for handle in handles:
             handle.remove()
@@ -173,7 +174,7 @@ def factors(
     ys = [c.y for c in calls]
     rows = [
         torch.autograd.grad(out[:, o].sum(), ys, retain_graph=True, materialize_grads=True)
-        for o in range(out.shape[1])
+        for o in range(out.shape[1] if ys else 0)
     ]
     names = {id(p): k for k, p in net.model.named_parameters() if k in net.parameters}
     found: dict[str, list[Part]] = defaultdict(list)
@@ -197,23 +198,33 @@ def _joined(parts: list[Part], outputs: Literal["each", "mean"]) -> Part:
 
 
 def _verify(net: Network, out: Tensor, parts: dict[str, Part]) -> None:
-    """Compare one input's gradient with autograd's: a weight may be used outside its layer."""
+    """Compare one input's gradient with autograd's: a weight may be used outside its layer.
+
+    It is that of a combination of the outputs; their sum may be constant, as of a softmax.
+    """
     weights = {k: p for k, p in net.model.named_parameters() if k in parts}
-    value = out[0].sum()
-    true = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
+    if not weights:
+        return
+    mix = torch.arange(1, out.shape[1] + 1, device=out.device).sin().to(out)
+    true = torch.autograd.grad((out[0] * mix).sum(), list(weights.values()), materialize_grads=True)
+    tolerance = max(1e-3, 32 * torch.finfo(out.dtype).eps)
     for (name, _), gradient in zip(weights.items(), true, strict=True):
-        norm, mine = gradient.square().sum(), _norm(parts[name])
-        if (mine - norm).abs() > 1e-3 * norm + 1e-20:
+        norm, mine = gradient.double().square().sum(), _norm(parts[name], mix).double()
+        if (mine - norm).abs() > tolerance * norm + 1e-20:
             raise ValueError(f"{name} is also used outside its own layer: take route='jacobian'")
 
 
-def _norm(part: Part) -> Tensor:
-    """The squared norm of the first input's gradient, summed over outputs."""
+def _norm(part: Part, mix: Tensor) -> Tensor:
+    """The squared norm of the first input's gradient of a combination of the outputs (O,)."""
+
+    def mixed(d: Tensor) -> Tensor:
+        return torch.einsum("o,no...->n...", mix, d[:1]).unsqueeze(1)  # (1, 1, ...)
+
     match part:
         case Outer():
-            one: Part = Outer(part.d[:1].sum(1, keepdim=True), part.a[:1])
+            one: Part = Outer(mixed(part.d), part.a[:1])
         case Lookup():
-            one = Lookup(part.d[:1].sum(1, keepdim=True), part.index[:1], part.padding)
+            one = Lookup(mixed(part.d), part.index[:1], part.padding)
         case Flat():
-            one = Flat(part.value[:1].sum(1, keepdim=True))
+            one = Flat(mixed(part.value))
     return one.kernel(one, "mean")[0, 0]  # type: ignore[arg-type]
