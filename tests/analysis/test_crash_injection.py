@@ -328,6 +328,7 @@ def test_results_have_rows_and_figures():
     net, x = mlp(4, 5, 3), random(4, 4)
     results = [
         crash(net, [(x, torch.arange(4) % 3)], [0.01, 0.1], patterns=10),
+        crash(net, [x], 0.0, patterns=2),
         critical_neurons(net, [x]),
         tolerance(net, x, "1", orders=3),
     ]

@@ -58,14 +58,16 @@ class CrashReport:
 
 
 def plot_errors(ax: Any, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line of errors against p with a band, both axes in log scale."""
-    p = [row["p"] for row in rows]
-    ax.plot(p, [row["error"] for row in rows], marker="o", label=label)
+    """A line of errors against p with a band, both axes in log scale if it has positive values."""
+    p, errors = [row["p"] for row in rows], [row["error"] for row in rows]
+    ax.plot(p, errors, marker="o", label=label)
     ax.fill_between(
         p, [row["error_low"] for row in rows], [row["error_high"] for row in rows], alpha=0.2
     )
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    if max(p) > 0:
+        ax.set_xscale("log")
+    if max(errors) > 0:
+        ax.set_yscale("log")
 
 
 def student_interval(values: Tensor, confidence: float) -> Interval:
