@@ -73,6 +73,11 @@ def test_a_prediction_is_json():
     assert GOING == 1
 
 
+def test_a_prediction_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        view(crossing(), Lanes(), lambda graph: certain(graph)._replace(paths=graph.future / 0))
+
+
 def test_vehicles_that_a_scene_left_out_are_counted(tmp_path):
     scene = scene_at(
         recorded(*(straight(str(n), (9.0 * n, 0), (1, 0)) for n in range(5))), 20, most=3

@@ -73,9 +73,15 @@ def world(graph: Graph, paths: Tensor) -> Floats:
 
 @torch.no_grad()
 def view(scene: Scene, lanes: Lanes, predict: Callable[[Graph], Output]) -> View:
-    """What a predictor makes of a scene."""
+    """What a predictor makes of a scene.
+
+    Raises:
+        ValueError: if a prediction is not finite.
+    """
     graph = graph_of(scene)
     output = predict(graph)
+    if not all(bool(part.isfinite().all()) for part in output):
+        raise ValueError("predicted paths and modes need to be finite; got NaN or infinity")
     edges = torch.stack([graph.source, graph.target]).numpy()
     modes = output.logits.softmax(-1).double().numpy()
     return View(scene, lanes, world(graph, output.paths), edges, modes)
