@@ -710,3 +710,21 @@ def test_steps_are_differences_of_the_points_visited():
     steps = [torch.cat([t.flatten() for t in step]) for step in optimizer.memory.steps]
     expected = [new - old for old, new in pairwise(path)][::-1][:2]
     assert_close(steps, expected)
+
+
+def test_a_damaged_history_is_refused():
+    problem = Quadratic(spread())
+    optimizer = Anderson(SGD(problem.params, lr=0.5))
+    run(problem, optimizer, 5)
+    for damage in (
+        lambda memory: memory.pop("gram"),
+        lambda memory: memory.update(gram=memory["gram"][:1, :1]),
+        lambda memory: memory.update(more=1),
+    ):
+        state = copy.deepcopy(optimizer.state_dict())
+        damage(state["mixing"][0]["memory"])
+        with pytest.raises(ValueError, match="the saved history needs"):
+            optimizer.load_state_dict(state)
+    for mixing in (3, [], [3]):
+        with pytest.raises(ValueError, match="has no history"):
+            optimizer.load_state_dict({**optimizer.state_dict(), "mixing": mixing})

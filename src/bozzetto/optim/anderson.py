@@ -22,7 +22,9 @@ class Anderson(Mixing):
     (Anderson 1965; regularised as by Scieur, d'Aspremont and Bach 2016). Over gradient descent on
     a quadratic it ends one step after as many as there are distinct eigenvalues, given that
     history and no ridge. Where gradients are noisy it fits the noise: use full batches, or blocks
-    of an epoch.
+    of an epoch. Where the inner optimiser's steps do not shrink with the gradient (Adam), residuals
+    do not tell how far the goal is: mixes on the affine plane leap past it, and the guard does not
+    notice. Use blocks of an epoch, the simplex, or a ridge of 0.1 and more there.
 
     Memory besides the inner optimiser's: 2 copies of the parameters and 2 `history` - 3 in
     `dtype`, for a moment two residuals in float64. Time: `history` inner products a block more

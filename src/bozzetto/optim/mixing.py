@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -181,8 +181,9 @@ class Mixing(Optimizer, ABC):
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        own, *others = state_dict.get("mixing") or [None]
-        if own is None:
+        found = state_dict.get("mixing")
+        own, *others = found if isinstance(found, list | tuple) and found else [None]
+        if not isinstance(own, dict) or own.keys() != {"settings", "memory"}:
             raise ValueError(
                 f"this state dict has no history: it is not a {type(self).__name__}'s; "
                 "load it into .inner to start from a plain optimiser's state"
@@ -257,6 +258,10 @@ class Mixing(Optimizer, ABC):
     def _restored(self, saved: dict[str, Any]) -> _Memory:
         """A saved memory, copied to the parameters' devices."""
         points, flat = self._points(), self._flat(self._points())
+        wanted = {f.name for f in fields(_Memory)}
+        known = 0 if saved.get("gram") is None else len(saved["gram"])
+        if saved.keys() != wanted or known < len(saved["residuals"]):
+            raise ValueError(f"the saved history needs {sorted(wanted)} that belong together")
         memory = _Memory(**saved)
         memory.start = _matched("start", memory.start, points)
         memory.anchor = _matched("anchor", memory.anchor, points)
