@@ -33,13 +33,10 @@ from bozzetto.tangent.fast import (
 )
 from bozzetto.tangent.images import Window
 from cifar import images, resnet
+from tangent import draw
 
 Timed = Callable[[], float]
 REPEAT = 5
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def own(job: Callable[[], object]) -> Timed:
