@@ -1,4 +1,4 @@
-"""Three ways to a small network, and the SVD to compare with, for one seed of the demo."""
+"""Three ways to a small network for one seed of the demo: compressed, sketched, plain SVD."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Errors as sums of signed symbols: what depends on which crashed neuron is carried with its sign.
+"""Zonotopes through a network: what depends on which neuron crashed is carried with its sign.
 
 A layer's error is shift + Σ coefficient·symbol. A block of symbols stands for one layer of neurons.
 Each neuron has a mask symbol (it crashes), a drift symbol (it crashes *and* was wrong already) and

@@ -37,10 +37,6 @@ class Network:
         """Whether it has torch's fused recurrent layers, which have no rule for vmap."""
         return any(isinstance(m, nn.RNNBase) for m in self.model.modules())
 
-    def of(self, x: Tensor) -> Callable[[Parameters], Tensor]:
-        """Outputs as a function of the parameters alone."""
-        return lambda parameters: self(parameters, x)
-
     @property
     def coupled(self) -> bool:
         """Whether inputs of a batch see each other: batch norm on batch statistics."""
