@@ -411,3 +411,8 @@ def test_tolerance_draws_nothing_from_the_global_generator_and_needs_no_paramete
     found = tolerance(Buffered(), random(2, 3).abs(), "relu", orders=2)
     assert (torch.random.get_rng_state() == before).all()
     assert (found.certified <= found.greedy).all()
+
+
+def test_tolerance_needs_an_order():
+    with pytest.raises(ValueError, match="orders >= 1"):
+        tolerance(mlp(4, 5, 3), random(2, 4), "1", orders=0)

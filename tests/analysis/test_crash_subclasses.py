@@ -138,6 +138,8 @@ def test_without_layers_or_inputs_there_is_nothing_to_bound() -> None:
         crash_bound(Hidden(), {}, x=random(2, 3))
     with pytest.raises(ValueError, match="no layer to crash"):
         crash_bound(Hidden(), failures={}, x=random(2, 3))
+    with pytest.raises(ValueError, match="all finite; got 2"):
+        crash_bound(Hidden(), P, x=random(2, 3) * torch.nan)
     with pytest.raises(ValueError, match="at least one input"):
         crash_bound(Hidden(), P, x=random(0, 3))
 

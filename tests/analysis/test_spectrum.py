@@ -96,3 +96,10 @@ def test_rows_and_figure_name_every_layer():
     for line in curves:  # each falls from all of the error to none
         heights = line.get_ydata()
         assert heights[0] - heights[-1] == pytest.approx(-0.85)
+
+
+def test_statistics_of_another_model_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    stats = bz.collect(model, [draw(9, 4)])
+    with pytest.raises(ValueError, match=r"layers \['0'\]; got those of \['other'\]"):
+        spectra(model, {"other": stats["0"]})

@@ -93,6 +93,9 @@ def spectra(model: nn.Module, stats: Mapping[str, Stats]) -> Spectra:
     Args:
         model: the target; not changed.
         stats: from `collect`.
+
+    Raises:
+        ValueError: if no layer of the model has any.
     """
     sites, _ = find_sites(expand(model))
     found = []
@@ -103,6 +106,11 @@ def spectra(model: nn.Module, stats: Mapping[str, Stats]) -> Spectra:
             weight, passed = _values(w), _values(objective.whiten(w))
             shape = (w.shape[1], w.shape[2])
             found.append(LayerSpectrum(path, shape, weight, passed, _eigenvalues(known.moment)))
+    if not found:
+        raise ValueError(
+            f"spectra need statistics of the model's layers {list(sites)[:5]}; "
+            f"got those of {list(stats)[:5]}"
+        )
     return Spectra(tuple(found))
 
 

@@ -90,7 +90,8 @@ def crash_bound(
         sampling: also draw patterns, for `sampled`.
 
     Raises:
-        ValueError: for p outside [0, 1], failures beyond a layer's width, unknown layer names.
+        ValueError: for p outside [0, 1], failures beyond a layer's width, unknown layer names,
+            and inputs that are none or not finite.
         NoSoundBound: names the first layer without a sound bound.
         TypeError: for models that cannot be traced.
     """
@@ -100,8 +101,8 @@ def crash_bound(
         raise ValueError(f"radius >= 0 and sampling need p; got radius={radius}, p={p!r}")
     if radius and sampling:
         raise ValueError("sampling is for the inputs x themselves; it needs radius=0")
-    if not len(x):
-        raise ValueError("crash_bound needs at least one input; got none")
+    if not len(x) or not x.isfinite().all():
+        raise ValueError(f"crash_bound needs at least one input, all finite; got {len(x)}")
     network = read_network(model, x)
     shapes = unit_shapes(network, unit)
     widths = {name: shape.numel() for name, shape in shapes.items()}

@@ -91,9 +91,11 @@ def tolerance(
         rows: how many crash patterns × inputs to run at once.
 
     Raises:
-        ValueError: for an unknown layer or outputs that are not (b, m).
+        ValueError: for an unknown layer, no orders or outputs that are not (b, m).
         NoSoundBound: names the first layer without a sound bound.
     """
+    if orders < 1:
+        raise ValueError(f"tolerance needs orders >= 1; got {orders}")
     sites = FaultySites(model, x)
     (name,) = sites.chosen([layer])
     with torch.no_grad():
