@@ -1,5 +1,7 @@
 """Cores between isometries: what the isometry is, and why every term is sketched on both sides."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bozzetto as bz
 from bozzetto.linalg import random_signs
 from bozzetto.maps import linear_map
-from bozzetto.methods import Blocks, Objective
+from bozzetto.methods import Blocks, Objective, make_method
 from bozzetto.nn.blocks import Blocked, BlockLinear, Isometry, factors
 from bozzetto.sketch import make_sketch
 
@@ -171,3 +173,21 @@ def test_an_index_outside_the_vocabulary_is_refused(index: int) -> None:
     layer = Blocks().build(linear_map(nn.Embedding(40, 12)), 10, seed=1)
     with pytest.raises(IndexError):
         layer(torch.tensor([0, index]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_core_that_is_watched_or_replaced_is_called(kind: str, training: bool) -> None:
+    dense, x = nn.Linear(24, 20), torch.randn(5, 24)
+    if kind == "convolution":
+        dense, x = nn.Conv1d(24, 20, 3, padding=1), torch.randn(5, 24, 7)
+    m = linear_map(dense)
+    layer: Any = make_method("blocks").build(m, 6, 3).train(training)
+    y, parts, seen = layer(x), layer.terms[0], []
+    handle = parts[1].register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(layer(x), y)
+    assert seen == [1]
+    handle.remove()
+    parts[1] = nn.Sequential(parts[1], nn.Threshold(torch.inf, 0.0))
+    bias = layer.bias.view(-1, *[1] * (x.ndim - 2)).expand_as(y)
+    torch.testing.assert_close(layer(x), bias)

@@ -199,3 +199,21 @@ def test_an_embedding_that_renormalises_its_rows_is_refused() -> None:
 def test_an_axis_is_counted_from_the_end(make: Any) -> None:
     with pytest.raises(ValueError, match=r"counted from the end, dim < 0; got [01]"):
         make()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "isometry", "joint"])
+def test_a_layer_made_without_memory_draws_its_sketches_when_it_gets_some(family: str) -> None:
+    def made() -> nn.Module:
+        if family == "isometry":
+            m = linear_map(nn.Linear(24, 20))
+            return make_method("blocks").build(m, 6, 3)
+        form: Any = {"family": "sign", "form": "joint"} if family == "joint" else {"family": family}
+        return bz.nn.SketchConv1d(24, 20, 3, 3, terms=2, seed=3, **form)
+
+    known = made()
+    with torch.device("meta"):
+        empty = made()
+    assert all(t.is_meta for t in [*empty.parameters(), *empty.buffers()])
+    empty.to_empty(device="cpu").load_state_dict(known.state_dict())
+    x = torch.randn(5, 24) if family == "isometry" else torch.randn(5, 24, 7)
+    assert_close(empty(x), known(x), rtol=0, atol=0)

@@ -1,7 +1,8 @@
 """Sketches: fixed linear maps that shrink one axis and keep inner products on average."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,21 @@ class Sketch(nn.Module, ABC):
 
     def _store(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
+
+    def _again(self) -> "Sketch":
+        """The same sketch, drawn anew."""
+        return type(self)(self.n, self.k, self.seed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What comes from the meta device, where there are no numbers, draws them."""
+        empty = [buffer.is_meta for buffer in self.buffers(recurse=False)]
+        super()._apply(fn, recurse)
+        if any(empty) and not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
+            with torch.device("cpu"):
+                drawn = dict(self._again().named_buffers(recurse=False))
+            for name, buffer in self.named_buffers(recurse=False):
+                buffer.copy_(drawn[name])
+        return self
 
     def extra_repr(self) -> str:
         """What decides the map."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.linalg import balanced_factors, orthogonal, random_signs
-from bozzetto.nn.parts import Side
+from bozzetto.nn.parts import CONVS, Side, unobserved
 from bozzetto.sketch import Sketch, along, sized
 
 __all__ = ["BlockLinear", "BlockTable", "Blocked", "Isometry"]
@@ -42,6 +42,9 @@ class Isometry(Sketch):
         a, b = factors(blocks)
         self._store("left", orthogonal(a).to(dtype))
         self._store("right", orthogonal(b).to(dtype))
+
+    def _again(self) -> "Isometry":
+        return Isometry(self.n, self.blocks, self.seed)
 
     def down(self, x: Tensor, dim: int = -1) -> Tensor:
         """U x along an axis: (..., n, ...) -> (..., l·k, ...)."""
@@ -136,15 +139,19 @@ class Blocked(nn.Sequential):
     """`Down`, a core of l blocks, `Up`: W x, W = √l Σ V_tᵀ S_t U_t, in the order that is quickest.
 
     Rows stay fold by fold between the isometries. Narrow blocks are trained as one dense weight:
-    a grouped product of few channels takes longer than a dense one.
+    a grouped product of few channels takes longer than a dense one. A core with hooks, or in whose
+    place stands another module, is called as it is.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Part by part, or in one of the two shorter ways."""
         down, core, up = self._parts()
         u, v = cast(Isometry, down.sketch), cast(Isometry, up.sketch)
-        narrow = min(u.rows, v.rows) < _NARROW
-        if self.training and narrow and not isinstance(core, _TRANSPOSED):
+        if type(core) not in (BlockLinear, *CONVS) or not (
+            torch.compiler.is_compiling() or unobserved(core)
+        ):
+            return super().forward(input)
+        if self.training and min(u.rows, v.rows) < _NARROW:
             return _applied(core, input, self.weight(), down.groups)
         if isinstance(core, BlockLinear):
             rows = input.reshape(-1, input.shape[-1])
@@ -167,9 +174,6 @@ class Blocked(nn.Sequential):
     def _parts(self) -> tuple[Side, nn.Module, Side]:
         down, core, up = self
         return cast(Side, down), core, cast(Side, up)
-
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _applied(core: nn.Module, x: Tensor, weight: Tensor, groups: int) -> Tensor:

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.nn.blocks import Blocked, BlockLinear
-from bozzetto.nn.parts import Down, JointDown, Sum, Up, write_weight_
+from bozzetto.nn.parts import CONVS, Down, JointDown, Sum, Up, write_weight_
 
 __all__ = ["dense_twin"]
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 

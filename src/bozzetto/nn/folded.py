@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.fold import fold, unfold
-from bozzetto.nn.parts import Down, Raised, Up, map_order
+from bozzetto.nn.parts import Down, Raised, Up, map_order, on_axis
 from bozzetto.nn.sketched import Sketched
 from bozzetto.sketch import Fold
 
@@ -44,7 +44,7 @@ class Folded(nn.Module):
         if self.outer is None and bias is not None:
             cast(nn.Module, self.inner).bias = nn.Parameter(bias)
             bias = None
-        self.register_buffer("bias", None if bias is None else self._along(bias))
+        self.register_buffer("bias", None if bias is None else on_axis(bias, self.dim))
 
     @staticmethod
     def takes(layer: nn.Module) -> bool:
@@ -56,9 +56,6 @@ class Folded(nn.Module):
         fixed = [part for part in sides if isinstance(part, Up | Down)]
         whole = len(sides) == 2 * len(list(layer.terms)) == 2 * len(fixed)
         return whole and all(isinstance(side.sketch, Fold) for side in fixed)
-
-    def _along(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, *[1] * (-1 - self.dim))
 
     def extra_repr(self) -> str:
         """The axis."""
@@ -77,11 +74,9 @@ class Folded(nn.Module):
     def absorb_(self, scale: Tensor, shift: Tensor) -> None:
         """Multiply the output by (m,) and add (m,), as a batch norm does."""
         if self.outer is not None:
-            bias = (
-                self._along(shift)
-                if self.bias is None
-                else self._along(shift) + (self.bias * self._along(scale))
-            )
+            bias = on_axis(shift, self.dim)
+            if self.bias is not None:
+                bias = bias + self.bias * on_axis(scale, self.dim)
             self.up, self.bias = self.up * scale, bias
             shift = torch.zeros_like(shift)
         if self.inner is not None:

@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_leaves
 from bozzetto.batches import Batch, call, device_of, tensors, to
 from bozzetto.nn.dense import dense_twin
 from bozzetto.nn.folded import Folded, absorb_
+from bozzetto.nn.parts import CONVS, TRANSPOSED
 from bozzetto.timing import sample_in_turn
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MAPS = (nn.Linear, *CONVS, *TRANSPOSED, Folded)
 _ROUNDS, _GAIN = 9, 0.95

@@ -1,6 +1,7 @@
 """The parts of a sum of sketched terms (`Down`, `Up`, `Raised`, …) and the `Sum`."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from bozzetto.sketch import Sketch
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Side(nn.Module):
@@ -49,7 +53,7 @@ class Up(Side):
         """Bring the axis back, and add it to `onto`: (g·m,), or of the result's shape."""
         y = y if self.scale == 1 else y * self.scale
         if onto is not None and onto.ndim == 1:
-            onto = _along(onto, self.dim)
+            onto = on_axis(onto, self.dim)
         if self.groups > 1:
             y = y.unflatten(self.dim, (self.groups, self.sketch.k))
             if onto is not None:
@@ -91,15 +95,17 @@ class Lowered(nn.Sequential):
         Not where it has hooks, was replaced or is being traced: then it must be seen to be called.
         """
         core = self[1]
-        if type(core) not in _FUSING or isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
+        traced = isinstance(x, fx.Proxy) or torch.compiler.is_compiling()
+        if traced or type(core) not in (nn.Linear, *CONVS) or not unobserved(core):
             return False
-        hooks = (core._forward_hooks, core._forward_pre_hooks, core._backward_hooks)
-        watched = any(hooks) or core._backward_pre_hooks or _has_any_global_hook()
-        own = core.bias is None and core.weight.dtype is bias.dtype
-        return own and not watched and "forward" not in core.__dict__
+        return core.bias is None and core.weight.dtype is bias.dtype
 
 
-_FUSING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def unobserved(module: nn.Module) -> bool:
+    """Whether calling a module runs the forward of its class and nothing else."""
+    own = (module._forward_hooks, module._forward_pre_hooks)
+    own += (module._backward_hooks, module._backward_pre_hooks)
+    return not (any(own) or _has_any_global_hook() or "forward" in vars(module))
 
 
 class JointDown(nn.Module):
@@ -112,11 +118,24 @@ class JointDown(nn.Module):
     def __init__(self, sketch: Sketch, conv: nn.Module, groups: int, scale: float) -> None:
         super().__init__()
         own = cast(Tensor, conv.weight)
-        kernel = (sketch.dense() * scale).reshape(sketch.k, *own.shape[1:]).to(own)
         del conv.weight
-        repeats = (groups, *[1] * (own.ndim - 1))
-        conv.register_buffer("weight", kernel.repeat(repeats), persistent=False)
-        self.sketch, self.conv, self.scale = sketch, conv, scale
+        conv.register_buffer("weight", torch.empty_like(own.detach()), persistent=False)
+        self.sketch, self.conv, self.groups, self.scale = sketch, conv, groups, scale
+        self._spread_()
+
+    def _spread_(self) -> None:
+        """Write the sketch into the kernel."""
+        kernel = cast(Tensor, self.conv.weight)
+        own = (self.sketch.dense() * self.scale).reshape(self.sketch.k, *kernel.shape[1:])
+        kernel.copy_(own.repeat(self.groups, *[1] * (own.ndim - 1)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What comes from the meta device, where there are no numbers, gets the sketch's."""
+        empty = cast(Tensor, self.conv.weight).is_meta
+        super()._apply(fn, recurse)
+        if empty and not cast(Tensor, self.conv.weight).is_meta:
+            self._spread_()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Sketch every patch."""
@@ -179,7 +198,7 @@ class Sum(nn.Module):
                 own = term(x)
             y = own if y is None else y + own
         if bias is not None and (y is not None or isinstance(x, fx.Proxy)):
-            bias = _along(bias, self.dim)
+            bias = on_axis(bias, self.dim)
         if bias is not None:
             y = bias if y is None else y + bias.to(y.dtype)
         for term in self.terms:
@@ -196,7 +215,7 @@ def from_end(dim: int) -> int:
     return dim
 
 
-def _along(bias: Tensor, dim: int) -> Tensor:
+def on_axis(bias: Tensor, dim: int) -> Tensor:
     """A vector shaped to add along `dim`."""
     return bias if dim == -1 else bias.reshape(-1, *[1] * (-1 - dim))
 
@@ -209,7 +228,7 @@ def map_order(layer: nn.Module, weight: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Embedding | Hashed):
         return weight.T
-    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+    if isinstance(layer, TRANSPOSED):
         return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
     return weight
 
@@ -220,7 +239,7 @@ def write_weight_(layer: nn.Module, weight: Tensor) -> None:
     with torch.no_grad():
         if isinstance(layer, nn.Embedding | Hashed):
             own.copy_(weight.reshape(own.shape[1], own.shape[0]).T)
-        elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        elif isinstance(layer, TRANSPOSED):
             own.copy_(map_order(layer, weight.reshape(map_order(layer, own).shape)))
         else:
             own.copy_(weight.reshape(own.shape))
