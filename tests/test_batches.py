@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+import bozzetto as bz
 from bozzetto.batches import (
     batch_size,
+    batches_of,
     call,
     device_of,
     in_mode,
@@ -20,6 +23,7 @@ from bozzetto.batches import (
 
 A, B, Y = torch.ones(3, 2), torch.zeros(3, 5), torch.arange(3)
 Pair = namedtuple("Pair", ["input", "target"])
+PACKED = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,9 @@ Pair = namedtuple("Pair", ["input", "target"])
         ({"x": A, "labels": Y}, (), {"x": A, "labels": Y}, Y),
         (({"x": A}, Y), (), {"x": A}, Y),
         (OrderedDict(x=A), (), {"x": A}, None),
+        (PACKED, (PACKED,), {}, None),
+        ((PACKED, Y), (PACKED,), {}, Y),
+        (((PACKED, B), Y), (PACKED, B), {}, Y),
     ],
 )
 def test_every_form_of_a_batch_is_understood(batch, args, kwargs, target):
@@ -125,3 +132,24 @@ def test_a_models_device_is_its_first_tensors():
     assert device_of(nn.Linear(2, 2, device="meta")).type == "meta"
     assert device_of(nn.BatchNorm1d(2, affine=False, device="meta")).type == "meta"
     assert device_of(nn.ReLU()).type == "cpu"
+
+
+def test_packed_sequences_are_moved_whole_and_counted():
+    moved = to(((PACKED, B), Y), torch.device("meta"))[0][0]
+    assert isinstance(moved, PackedSequence)
+    assert moved.data.is_meta
+    assert batch_size((PACKED, Y)) == 2
+
+
+def test_one_tensor_is_not_taken_for_batches_of_its_rows():
+    model, x = nn.Linear(4, 4), torch.ones(6, 4)
+    assert batches_of([x])
+    for wrong in (
+        lambda: bz.collect(model, x),
+        lambda: bz.compress(model, 0.5, x),
+        lambda: bz.evaluate(model, x),
+        lambda: bz.train(model, x),
+        lambda: bz.train(model, [(x, x)], val=x),
+    ):
+        with pytest.raises(TypeError, match="batches are needed, as a list"):
+            wrong()

@@ -350,3 +350,15 @@ def test_batch_norms_of_every_kind_are_moved_by_what_their_inputs_moved() -> Non
         norm.running_mean, norm.running_var = torch.ones(24), torch.full((24,), 3.0)
         results.append(outputs(bz.compress(model.eval(), 0.3, [x])[0], x))
     assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("method", ["lowrank", "sketched", "signs", "blocks", "hybrid"])
+def test_what_was_frozen_stays_frozen(method: str) -> None:
+    model, x = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)), torch.randn(60, 40)
+    model[0].bias.requires_grad_(False)
+    model[1].weight.requires_grad_(False)
+    small, plan = bz.compress(model, 0.45, [x], methods=[method])
+    assert set(plan.choices) == {"0", "1"}
+    for place, (weights, bias) in enumerate([(True, False), (False, True)]):
+        free = {p.ndim == 1: p.requires_grad for p in small[place].parameters()}
+        assert free == {False: weights, True: bias}

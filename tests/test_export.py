@@ -61,6 +61,26 @@ def test_named_inputs_and_outputs_in_mappings(tmp_path: Path, suffix: str):
         torch.testing.assert_close(found, model(batch["a"], batch["b"])["sum"].detach())
 
 
+def test_named_inputs_keep_their_names_in_any_order(tmp_path: Path):
+    model, batch = TwoInputs().eval(), {"b": draw(3, 24) + 1, "a": draw(3, 24)}
+    path = bz.export(model, tmp_path / "net.onnx", batch)
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    (found,) = session.run(None, {name: value.numpy() for name, value in batch.items()})
+    torch.testing.assert_close(torch.from_numpy(found), model(**batch)["sum"].detach())
+
+
+class Hiding(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        return y.masked_fill(y < y.mean(), float("-inf"))
+
+
+def test_infinite_outputs_are_compared_as_they_are(tmp_path: Path):
+    model, x = Hiding(24, 16).eval(), draw(3, 24)
+    path = bz.export(model, tmp_path / "net.pt2", x)
+    torch.testing.assert_close(answers(path, x), model(x).detach())
+
+
 def test_a_fixed_batch_is_refused_another_size(tmp_path: Path):
     path = bz.export(dense(), tmp_path / "net.onnx", draw(3, 256), batch="fixed")
     with pytest.raises(Exception, match="Got: 4 Expected: 3"):

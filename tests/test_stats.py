@@ -68,3 +68,21 @@ def test_a_composite_whose_forward_was_replaced_stays_as_it_is(kind: type[nn.Mod
     layer = kind(4, 4)
     layer.forward = lambda *given: "mine"
     assert bz.expand(nn.Sequential(layer))(torch.zeros(2, 4)) == "mine"
+
+
+def test_a_layer_called_with_more_than_its_input_stays_as_it_is() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 64, 3, stride=2, padding=1)
+            self.up = nn.ConvTranspose2d(64, 16, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(self.first(x).relu(), output_size=x.shape[-2:])
+
+    model, x = Up().eval(), torch.randn(3, 3, 8, 8)
+    small, plan = bz.compress(model, 0.98, [x])
+    assert set(plan.choices) == {"first"}
+    assert plan.dense["up"] == "no calibration batch reached it with an input and nothing else"
+    wanted = model(x).detach()
+    assert (small(x) - wanted).norm() < 0.5 * wanted.norm()

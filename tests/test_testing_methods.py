@@ -40,6 +40,11 @@ class WrongMost(LowRank):
         return super().most(m, keep) + (keep < 1)
 
 
+class TooModest(LowRank):
+    def most(self, m: LinearMap, keep: float = 1.0) -> int:
+        return super().most(m, keep) - (keep < 1)
+
+
 class WrongWeight(LowRank):
     def weight(self, layer: nn.Module, m: LinearMap) -> Tensor:
         return 1.01 * super().weight(layer, m)
@@ -120,6 +125,7 @@ class Hidden(LowRank):
         (TooLarge, "must save values"),
         (Unordered, "must ascend"),
         (WrongMost, "keeps more"),
+        (TooModest, "is not the largest"),
         (WrongWeight, "apply the weight that it tells"),
         (WrongFit, "recover a weight of its own making"),
         (WrongBias, "keep the mean of the output"),

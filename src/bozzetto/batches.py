@@ -1,16 +1,18 @@
 """Batches: what the library takes for one, how a model is called on it, and what it gives back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = [
     "Batch",
     "batch_size",
+    "batches_of",
     "call",
     "device_of",
     "first_input",
@@ -25,21 +27,32 @@ __all__ = [
 Batch = Tensor | Mapping[str, Any] | Sequence[Any]
 
 
+def batches_of(given: Iterable[Batch]) -> Iterable[Batch]:
+    """The same, if it can be an iterable of batches.
+
+    Raises:
+        TypeError: for a Tensor: its rows would be taken for batches.
+    """
+    if isinstance(given, Tensor):
+        raise TypeError("batches are needed, as a list [x] or a loader; got a Tensor")
+    return given
+
+
 def split_batch(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Positional arguments, keyword arguments and target (None: unlabelled) of a batch.
 
     A batch is one of
 
-    * a Tensor: the input;
+    * a Tensor or PackedSequence: the input;
     * a Mapping: keyword arguments; its "labels", where it has some, are the target too;
     * a tuple or list `(input, target)`, or `(input,)`: the input is a Tensor, a tuple or list of
       positional arguments, or a Mapping of keyword arguments. Two inputs and no target are
-      `((first, second), None)`.
+      `((first, second), None)`. A PackedSequence stands where a Tensor does.
 
     Raises:
         TypeError: if it is none of these.
     """
-    if isinstance(batch, Tensor):
+    if isinstance(batch, Tensor | PackedSequence):
         return (batch,), {}, None
     if isinstance(batch, Mapping):
         return (), dict(batch), batch.get("labels")
@@ -53,10 +66,10 @@ def split_batch(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 
 
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    if isinstance(given, Tensor | PackedSequence | Mapping):
+        return split_batch(given)
     if isinstance(given, tuple | list):
         return tuple(given), {}, None
-    if isinstance(given, Tensor | Mapping):
-        return split_batch(given)
     raise TypeError(
         "the input of a batch is a Tensor, a tuple of positional arguments or a mapping of "
         f"keyword arguments; got a {type(given).__name__}"
@@ -76,8 +89,8 @@ def call(model: Callable[..., Any], batch: Batch) -> Any:
 
 def to(batch: Any, device: torch.device) -> Any:
     """The same structure of tuples, lists and mappings with its tensors on `device`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
+    if isinstance(batch, Tensor | PackedSequence):
+        return cast(Any, batch).to(device)
     if isinstance(batch, Mapping):
         return {name: to(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
@@ -92,12 +105,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def batch_size(batch: Batch) -> int:
-    """The length of the first axis of the first tensor of the input.
+    """The length of the first axis of the first tensor of the input, or its packed sequences.
 
     Raises:
         ValueError: if the input has no tensor with an axis.
     """
     args, kwargs, _ = split_batch(batch)
+    if isinstance(first := next(iter([*args, *kwargs.values()]), None), PackedSequence):
+        return int(first.batch_sizes[0])
     for tensor in tensors([*args, *kwargs.values()]):
         if tensor.ndim:
             return len(tensor)

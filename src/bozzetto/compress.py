@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bozzetto.batches import call, in_mode, tensors
+from bozzetto.batches import batches_of, call, in_mode, tensors
 from bozzetto.budget import Budget
 from bozzetto.expand import checked
 from bozzetto.grouped import GroupedStats
@@ -147,7 +147,7 @@ def survey(
 
     `timed` measures the latency of all candidates too, for budgets that bound it.
     """
-    batches = list(calibration)
+    batches = list(batches_of(calibration))
     if not batches:
         raise ValueError("calibration needs at least one batch; got none")
     most = max(count_bytes(checked(model)), _HELD)

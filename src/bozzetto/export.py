@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,12 +82,12 @@ def _inputs(model: nn.Module, example: Batch, batch: str) -> Batch:
         raise ValueError(f"an export needs evaluation mode, model.eval(); training: {training[:3]}")
     args, kwargs, _ = split_batch(example)
     kwargs = {name: value for name, value in kwargs.items() if name != "labels"}
-    batch_size(((args), None) if args else kwargs)
+    given: Batch = (args, None) if args else kwargs
+    size = batch_size(given)
     places = {device_of(model), *(t.device for t in tensors([args, kwargs]))}
     if others := {str(place) for place in places if place.type != "cpu"}:
         raise ValueError(f"an export needs the network and the example on the CPU; got {others}")
-    given: Batch = (args, None) if args else kwargs
-    return _twice(given) if batch == "any" and batch_size(given) == 1 else given
+    return _twice(given) if batch == "any" and size == 1 else given
 
 
 def _twice(given: Batch) -> Batch:
@@ -258,8 +259,14 @@ def _compare(model: nn.Module, run: Run, given: Batch) -> None:
         raise RuntimeError(f"the exported network returns shapes {shapes[0]}, needed {shapes[1]}")
     for ours, theirs in zip(wanted, found, strict=True):
         most = torch.finfo(ours.dtype).eps ** 0.5 if ours.is_floating_point() else 0.0
-        off = float(
-            (ours.double() - theirs.double()).norm() / ours.double().norm().clamp_min(1e-30)
-        )
-        if not off <= most:
+        if not (off := _distance(ours, theirs)) <= most:
             raise RuntimeError(f"the exported network differs from its origin by {off:.2g}")
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Relative to ours; infinite unless what is not finite is the same in both."""
+    finite = ours.isfinite()
+    if not torch.isclose(ours[~finite], theirs[~finite].to(ours), equal_nan=True).all():
+        return math.inf
+    ours, theirs = ours[finite].double(), theirs[finite].double()
+    return float((ours - theirs).norm() / ours.norm().clamp_min(1e-30))

@@ -20,7 +20,7 @@ from bozzetto.hf import architecture, described, fetched
 from bozzetto.plan import Plan
 from bozzetto.rebuilding import rebuild
 
-__all__ = ["Saved", "check_output", "load", "read", "save", "write_folder"]
+__all__ = ["InvalidFolder", "Saved", "check_output", "load", "read", "save", "write_folder"]
 
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
 ARCHITECTURE, CARD = "architecture.json", "README.md"

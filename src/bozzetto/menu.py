@@ -212,7 +212,7 @@ def _candidates(
     """Everything that a site can become, or the reason why it stays as it is."""
     known = stats.get(site.path)
     if known is None:
-        return "no calibration batch reached it"
+        return "no calibration batch reached it with an input and nothing else"
     objective = Objective(site.map, known)
     if objective.energy <= 0:
         return "its weight is zero"

@@ -72,6 +72,8 @@ def _rebuild_site_(model: nn.Module, site: Site, choice: Choice, stats: Stats | 
     if stats is not None:
         method.fit_(layer, Objective(site.map, stats))
     layer.requires_grad_(site.map.weight.requires_grad).train(old.training)
+    if site.map.bias is not None and (bias := method.bias(layer)) is not None:
+        bias.requires_grad_(site.map.bias.requires_grad)
     for path in (site.path, *site.aliases):
         model = replace_module_(model, path, layer)
     for path, other in site.transposed:

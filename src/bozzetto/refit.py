@@ -21,7 +21,6 @@ from bozzetto.sites import find_sites, users
 from bozzetto.stats import Stats, chunks
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-Progress = Callable[[int, int], None]
 
 
 def refit_(
@@ -30,8 +29,6 @@ def refit_(
     plan: Plan,
     stats: Mapping[str, Stats],
     batches: Sequence[Any],
-    *,
-    progress: Progress = lambda done, total: None,
 ) -> nn.Module:
     """Fit the layers of a small network one after the other to the target's own outputs.
 
@@ -47,7 +44,6 @@ def refit_(
         plan: of the small network.
         stats: of the target, for the weight of output errors.
         batches: the calibration batches, passed over once a layer.
-        progress: called with (layers done, layers in all).
     """
     target = expand(model, weights="shared").eval()
     flags = [(m, m.training) for m in small.modules()]
@@ -57,18 +53,19 @@ def refit_(
         runs = [Replay(net, batches, order) for net in (target, small)]
         with torch.no_grad():
             for done, path in enumerate(order):
-                progress(done, len(order))
                 norm = isinstance(target.get_submodule(path), BatchNorm)
-                calls = 1 if norm else len(stats[path].shapes)
+                known = None if norm else stats.get(path)
+                if known is None and not norm:  # it is called in a way that stats do not tell
+                    continue
+                calls = 1 if known is None else len(known.shapes)
                 pairs = _pairs([run.inputs(path, calls, order[:done]) for run in runs])
-                if norm:
+                if known is None:
                     _move_statistics_(small.get_submodule(path), pairs)
                 else:
-                    _refit_layer_(small, target, path, plan, stats[path], pairs)
+                    _refit_layer_(small, target, path, plan, known, pairs)
     finally:
         for module, flag in flags:
             module.training = flag
-    progress(len(order), len(order))
     return small
 
 

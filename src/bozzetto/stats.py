@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bozzetto.batches import call, first_input, split_batch, tensors
+from bozzetto.batches import batches_of, call, first_input, split_batch, tensors
 from bozzetto.expand import expand
 from bozzetto.linalg import random_signs
 from bozzetto.maps import LinearMap, NotLinear, linear_map
@@ -72,6 +72,7 @@ class _Meter:
     graded: Products | WideProducts
     counts: Tensor | float = 0.0  # of the indices of a look-up
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    plain: bool = True  # called with its input and nothing else
 
     @classmethod
     def of(cls, m: LinearMap) -> Self:
@@ -98,7 +99,9 @@ class _Meter:
         return bool(gradient.isfinite().all())
 
     def result(self) -> Stats | None:
-        """None if nothing came."""
+        """None if nothing came, or more than an input."""
+        if not self.plain:
+            return None
         gradient = self.graded.means()[0] if self.graded.count else None
         if isinstance(self.counts, Tensor) and (count := int(self.counts.sum())):
             return Stats(self.counts.cpu() / count, None, gradient, count, tuple(self.shapes))
@@ -159,7 +162,7 @@ def collect(
         paths: of layers of the expanded model, to keep the moments of no others; None: of all.
 
     Returns:
-        {path: Stats} of the layers that were reached.
+        {path: Stats} of the layers that were reached, each call with an input and nothing else.
 
     Raises:
         ValueError: for no batches, a NaN or infinite value in an input or a gradient (naming batch
@@ -174,7 +177,7 @@ def collect(
         maps = layer_maps(model)
         meters = {p: _Meter.of(m) for p, m in maps.items() if paths is None or p in paths}
         count = 0
-        for count, batch in enumerate(batches, 1):
+        for count, batch in enumerate(batches_of(batches), 1):
             _measure(model, batch, meters, loss, count)
     if not count:
         raise ValueError("calibration needs at least one batch; got none")
@@ -194,6 +197,9 @@ def _measure(
 
     def hook(path: str, meter: _Meter) -> Callable[..., Tensor]:
         def keep(_: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+            meter.plain = meter.plain and len(args) + len(kwargs) == 1
+            if not meter.plain:
+                return output
             x = first_input(args, kwargs)
             if not meter.add_input(x):
                 raise _not_finite("the input", path, number)

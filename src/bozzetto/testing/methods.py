@@ -89,9 +89,10 @@ def _check_sizes(method: Method, m: LinearMap) -> list[int]:
     require(all(v < dense for v in values), f"sizes must save values of {dense}; got {values}")
     for keep in (0.2, 0.5):
         most = method.most(m, keep)
-        within = [method.values(m, size) <= keep * dense for size in (most, most + 1) if size]
-        if most:
-            require(within[0], f"most({keep}) = {most} keeps more")
+        kept, more = method.values(m, most) if most else 0, method.values(m, most + 1)
+        require(kept <= keep * dense, f"most({keep}) = {most} keeps more")
+        larger = kept < more <= keep * dense  # one of as many values would be of no use
+        require(not larger, f"most({keep}) = {most} is not the largest")
     return sizes
 
 

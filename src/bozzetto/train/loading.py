@@ -5,14 +5,14 @@ from itertools import islice
 
 from torch import nn
 
-from bozzetto.batches import Batch
+from bozzetto.batches import Batch, batches_of
 
 __all__ = ["check_reusable", "check_teacher", "groups_of", "steps_of"]
 
 
 def check_reusable(name: str, batches: Iterable[Batch] | None, passes: int) -> None:
-    """Raise ValueError for batches that end after one of several passes."""
-    if isinstance(batches, Iterator) and passes > 1:
+    """Raise for no batches, or such as end after one of several passes."""
+    if batches is not None and isinstance(batches_of(batches), Iterator) and passes > 1:
         raise ValueError(
             f"{passes} passes need a {name} that can be iterated again, as a list or a DataLoader; "
             f"got a {type(batches).__name__}, which ends after the first"

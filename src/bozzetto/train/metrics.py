@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bozzetto.batches import (
     Batch,
+    batches_of,
     call,
     device_of,
     in_mode,
@@ -127,7 +128,7 @@ def evaluate(
     Raises:
         ValueError: if there are no batches, one has no target or a class that the model lacks,
             shapes do not fit, or a prediction or the metric is NaN.
-        TypeError: if a metric does not return a float.
+        TypeError: if a metric does not return a float, or for a Tensor in the place of batches.
     """
     if isinstance(metric, str) or callable(metric):
         return next(iter(evaluate(model, loader, [metric]).values()))
@@ -142,7 +143,7 @@ def evaluate(
 
 def _fill(meters: list[_Mean | _OfAll], model: nn.Module, loader: Iterable[Batch]) -> None:
     number, device = 0, device_of(model)
-    for number, batch in enumerate(loader, start=1):
+    for number, batch in enumerate(batches_of(loader), start=1):
         moved = to(batch, device)
         output, target = call(model, moved), split_batch(moved)[2]
         if target is None:
