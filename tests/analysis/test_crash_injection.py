@@ -347,6 +347,7 @@ def test_results_have_rows_and_figures():
         ({"p": []}, "at least one"),
         ({"batches": []}, "batch"),
         ({"layers": ["nowhere"]}, "nowhere"),
+        ({"unit": "layer"}, "unit is 'neuron' or 'channel'"),
         ({"patterns": 0}, "patterns"),
         ({"confidence": 1.0}, "confidence"),
         ({"fault": BitFlips(), "layers": ["1"]}, "no weights"),

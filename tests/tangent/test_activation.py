@@ -105,7 +105,10 @@ def test_diagonals_are_exact_where_arccos_would_lose_half_the_digits():
 
 def test_a_zero_input_has_finite_moments():
     zero = torch.zeros(2, dtype=torch.float64)
-    for phi in (Rectifier(), Erf(), Gelu(), Sin()):
+    series = HermiteSeries(torch.tanh)
+    torch.testing.assert_close(series.mean_slope(zero), torch.ones_like(zero))
+    torch.testing.assert_close(series.slope(zero, P[:2], zero), series.mean_slope(P[:2]))
+    for phi in (Rectifier(), Erf(), Gelu(), Sin(), series):
         for value in (*phi.both(zero, P[:2], zero), phi.moment(zero, zero, zero)):
             assert value.isfinite().all()
 

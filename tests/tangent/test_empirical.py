@@ -336,3 +336,11 @@ def _identity(n: int):
     from scipy.sparse.linalg import aslinearoperator
 
     return aslinearoperator(np.eye(n))
+
+
+def test_outputs_and_routes_that_do_not_exist_are_named():
+    model, x, _ = network("mlp")
+    with pytest.raises(ValueError, match="outputs is one of"):
+        empirical_ntk(model, x, outputs="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="route is one of"):
+        empirical_ntk(model, x, route="quick")  # type: ignore[arg-type]

@@ -220,3 +220,30 @@ def test_wrong_inputs_are_named():
         convolutional_kernels(draw(2, 3, 4, 4), [Layer(relu)])
     with pytest.raises(ValueError, match="does not fit"):
         convolutional_kernels(draw(2, 3, 4, 4), [Layer(relu, window=Window((5, 5)))])
+
+
+def test_batch_norm_takes_single_precision():
+    x = draw(8, 5)
+    exact, found = (batch_normalised_kernels(v, 2) for v in (x, x.float()))
+    assert found.ntk.dtype == torch.float32
+    torch.testing.assert_close(found.ntk.double(), exact.ntk, rtol=1e-5, atol=1e-5)
+    program = Program(readout(batch_norm_relu(Matrix("W") @ Input(5, 8))), dtype=torch.float32)
+    kernel = program.ntk(x[None])[0, 0].double()
+    torch.testing.assert_close(kernel, batch_normalised_kernels(x, 1).ntk, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="span 3 directions"):
+        batch_normalised_kernels(torch.ones(8, 5), 1)
+
+
+def test_names_that_do_not_exist_are_refused():
+    x, sequences, images = draw(3, 4), draw(2, 3, 4), draw(2, 3, 4, 4)
+    chain = [Layer(relu, window=Window((3, 3)))]
+    with pytest.raises(ValueError, match="respect_to is"):
+        dense_kernels(x, [Layer(relu)], respect_to="units")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pool is"):
+        convolutional_kernels(images, chain, pool="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pool is"):
+        Recurrence(relu, pool="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="equal features"):
+        recurrent_kernels(sequences, Recurrence(relu), draw(2, 3, 5))
+    with pytest.raises(ValueError, match="at least 1"):
+        Window((3, 3), stride=(0, 1))

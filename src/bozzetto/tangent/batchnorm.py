@@ -72,12 +72,12 @@ def _upper(eigenvalues: Tensor, power: float, reach: float) -> float:
     """The log s after which s^power ∏(1 + 2sλ)^−½ is below e^−reach of its largest value.
 
     Raises:
-        ValueError: if it does not decay: the limit is infinite.
+        ValueError: if it does not decay: the limit is infinite; or if all eigenvalues are zero.
     """
     t = torch.arange(-40.0, 400.0, 0.5, dtype=eigenvalues.dtype)
     height = power * t - 0.5 * torch.log1p(2 * t.exp()[:, None] * eigenvalues[..., None, :]).sum(-1)
     alive = (height > height.amax(-1, keepdim=True) - reach).reshape(-1, len(t)).any(0)
-    if bool(alive[-1]):
+    if bool(alive[-1]) or not bool(eigenvalues.isfinite().all()):
         raise ValueError(
             "the gradient through batch norm has no finite limit: it needs a batch of at least 4 "
             "inputs that span 3 directions about their mean"
@@ -130,19 +130,22 @@ class BatchNormRectifier(JointActivation):
         return self._pairs(gradient, left, right, cross)
 
     def _pairs(self, gradient: Tensor | None, left: Tensor, right: Tensor, cross: Tensor) -> Tensor:
-        """Pair by pair of batches; a batch with itself takes the one-dimensional integral."""
+        """Pair by pair of batches, in float64; a batch with itself takes one integral, not two."""
+        kind = cross.dtype
         shape = torch.broadcast_shapes(
             cross.shape[:-2], () if gradient is None else gradient.shape[:-2]
         )
-        left, right, cross = (t.expand(*shape, *t.shape[-2:]) for t in (left, right, cross))
+        left, right, cross = (
+            t.double().expand(*shape, *t.shape[-2:]) for t in (left, right, cross)
+        )
         result = torch.empty_like(cross, memory_format=torch.contiguous_format)
         if gradient is not None:
-            gradient = gradient.expand(*shape, *gradient.shape[-2:])
+            gradient = gradient.double().expand(*shape, *gradient.shape[-2:])
         for i in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)).tolist():
             at = tuple(i)
             g = None if gradient is None else gradient[at]
             result[at] = self._pair(g, left[at], right[at], cross[at])
-        return result
+        return result.to(kind)
 
     def _pair(self, g: Tensor | None, left: Tensor, right: Tensor, cross: Tensor) -> Tensor:
         if left.shape == right.shape and _same(left, right) and _same(left, cross):

@@ -29,6 +29,11 @@ class Window:
     padding: Padding = 0
     dilation: tuple[int, int] = (1, 1)
 
+    def __post_init__(self) -> None:
+        sizes = (*self.kernel, *self.stride, *self.dilation)
+        if min(sizes) < 1:
+            raise ValueError(f"kernel, stride and dilation are at least 1; got {sizes}")
+
     @property
     def before(self) -> tuple[int, int]:
         """How many positions before the image the first window starts."""

@@ -23,6 +23,17 @@ standard normal ω, "weight" the A that carries the variance (the convention of 
 Function: TypeAlias = Callable[..., Tensor]
 
 
+def unit(respect_to: Respect) -> bool:
+    """Whether a kernel differentiates in standard normal weights.
+
+    Raises:
+        ValueError: for a convention that does not exist.
+    """
+    if respect_to not in ("unit", "weight"):
+        raise ValueError(f"respect_to is 'unit' or 'weight'; got {respect_to!r}")
+    return respect_to == "unit"
+
+
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """A random matrix W = gain · A / √columns with A_ij ~ N(mean, variance), iid.
@@ -46,7 +57,7 @@ class Matrix:
 
     def rate(self, respect_to: Respect) -> float:
         """What a weight's part of the tangent kernel is multiplied by (see `Respect`)."""
-        return self.scale if respect_to == "unit" else self.gain**2
+        return self.scale if unit(respect_to) else self.gain**2
 
     @property
     def T(self) -> Transposed:
@@ -136,7 +147,7 @@ class Bias(Vector):
 
     def rate(self, respect_to: Respect) -> float:
         """What a bias's part of the tangent kernel is multiplied by (see `Respect`)."""
-        return self.scale if respect_to == "unit" else self.gain**2
+        return self.scale if unit(respect_to) else self.gain**2
 
 
 @dataclass(frozen=True, eq=False)

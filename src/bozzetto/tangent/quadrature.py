@@ -172,12 +172,18 @@ class HermiteSeries(Activation):
         return torch.stack(found)
 
     def _series(self, p: Tensor, q: Tensor, c: Tensor, first: int) -> Tensor:
-        scale, r = correlation(p, q, c)
+        r = correlation(p, q, c)[1]
         total = torch.zeros_like(c)
-        a, b = self.coefficients(p), self.coefficients(q)
+        a, b = (self._rises(v) if first else self.coefficients(v) for v in (p, q))
         for k in reversed(range(first, self.terms)):
             total = total * r + (k if first else 1) * a[k] * b[k]
-        return total / scale if first else total
+        return total
+
+    def _rises(self, p: Tensor) -> Tensor:
+        """a_k(p)/√p: p (...) -> (terms, ...); for p = 0 their limits, φ'(0) for k = 1 and 0."""
+        limit = torch.zeros(self.terms, *[1] * p.ndim, dtype=p.dtype)
+        limit[1] = derivative(self.function)(torch.zeros(1, dtype=p.dtype))
+        return torch.where(p > 0, self.coefficients(p) / p.sqrt(), limit)
 
     def moment(self, p: Tensor, q: Tensor, c: Tensor) -> Tensor:
         """E φ(u) φ(v)."""
@@ -193,7 +199,7 @@ class HermiteSeries(Activation):
 
     def mean_slope(self, p: Tensor) -> Tensor:
         """E φ'(u)."""
-        return self.coefficients(p)[1] / p.sqrt()
+        return self._rises(p)[1]
 
     def error(self, p: Tensor) -> float:
         """A bound on the error of `moment`: what the kept terms miss of E φ(√p z)²."""

@@ -181,8 +181,10 @@ def broken_neurons(
     """Networks whose neurons (or channels) fail at the named calls, by default at activations.
 
     Raises:
-        ValueError: as `FaultySites.failing`.
+        ValueError: as `FaultySites.failing`, or for a unit that does not exist.
     """
+    if unit not in ("neuron", "channel"):
+        raise ValueError(f"unit is 'neuron' or 'channel'; got {unit!r}")
     names = sites.failing(layers)
 
     def run(x: Tensor, p: float, patterns: range, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,12 @@ def empirical_ntk(
     after the other and blocks O times as large, so that blocks are formed anew less often.
 
     Raises:
-        ValueError: for batch norm in training mode by the structured route, which takes inputs
-            apart.
+        ValueError: for outputs or a route that do not exist, and for batch norm in training mode
+            by the structured route, which takes inputs apart.
     """
+    for name, value, known in (("outputs", outputs, Outputs), ("route", route, Route)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} is one of {get_args(known)}; got {value!r}")
     net = network(model)
     if net.coupled and route == "structured":
         raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from bozzetto.tangent.activation import Activation
 from bozzetto.tangent.images import Window
 from bozzetto.tangent.pairs import by_blocks
-from bozzetto.tangent.program import Respect
+from bozzetto.tangent.program import Respect, unit
 
 
 class Kernels(NamedTuple):
@@ -61,10 +61,10 @@ def _affine(
     """Through W x + b; `pair` and `one` average over offsets the kernels and the variances."""
     c = pair(state.c)
     theta = pair(state.theta).mul_(layer.variance)
-    theta.add_(c, alpha=layer.variance if respect_to == "unit" else 1.0)
+    theta.add_(c, alpha=layer.variance if unit(respect_to) else 1.0)
     c, shift = c * layer.variance, layer.bias or 0.0
     if layer.bias is not None:
-        theta.add_(shift if respect_to == "unit" else 1.0)
+        theta.add_(shift if unit(respect_to) else 1.0)
     p, q = one(state.p) * layer.variance + shift, one(state.q) * layer.variance + shift
     return _State(c.add_(shift), theta, p, q)
 
@@ -131,6 +131,8 @@ def convolutional_kernels(
         return _readout(c, theta, readout, respect_to)
 
     _check(x, x2, 4)
+    if pool not in ("flatten", "mean"):
+        raise ValueError(f"pool is 'flatten' or 'mean'; got {pool!r}")
     pixels = x.shape[2] * x.shape[3]
     size = block or block_size(pixels**2 if pool == "mean" else pixels)
     return _split(by_blocks(pair, x, x2, size, progress))
@@ -201,7 +203,7 @@ def _around(v: Tensor, dim: int, before: int, reach: int, *, circular: bool) -> 
 
 def _readout(c: Tensor, theta: Tensor, variance: float, respect_to: Respect) -> Tensor:
     """Both kernels after v·h, stacked on a last axis."""
-    rate = variance if respect_to == "unit" else 1.0
+    rate = variance if unit(respect_to) else 1.0
     return torch.stack([c * variance, theta * variance + c * rate], -1)
 
 

@@ -13,7 +13,7 @@ from bozzetto.tangent.activation import Activation, relu
 from bozzetto.tangent.blocks import softmax
 from bozzetto.tangent.fast.chain import Kernels, block_size
 from bozzetto.tangent.pairs import by_blocks
-from bozzetto.tangent.program import Respect
+from bozzetto.tangent.program import Respect, unit
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Recurrence:
     readout: float = 1.0
     pool: Literal["mean", "last"] = "mean"
 
+    def __post_init__(self) -> None:
+        if self.pool not in ("mean", "last"):
+            raise ValueError(f"pool is 'mean' or 'last'; got {self.pool!r}")
+
     def rates(self, respect_to: Respect) -> tuple[float, float, float, float]:
         """What the tangent kernel multiplies the parts of W, U, b and the readout by."""
-        if respect_to == "unit":
+        if unit(respect_to):
             return self.variance, self.input_variance, self.bias or 0.0, self.readout
         return 1.0, 1.0, 0.0 if self.bias is None else 1.0, 1.0
 
@@ -58,6 +62,7 @@ def recurrent_kernels(
         tangent = (_gradients(network, forward.slopes) * inner).sum((0, 3)) + rv * state
         return torch.stack([network.readout * state, tangent], -1)
 
+    _check(x, x2)
     size = block or block_size(x.shape[1] ** 2)
     both = by_blocks(pair, x, x2, size)
     return Kernels(both[..., 0], both[..., 1])
@@ -163,8 +168,17 @@ def transformer_kernels(
         out, blocks = _attend(network, a[:, None], b[None])
         return _transformer_pair(network, out, blocks, respect_to)
 
+    _check(x, x2)
     both = by_blocks(pair, x, x2, block or block_size(x.shape[1] ** 2))
     return Kernels(both[..., 0], both[..., 1])
+
+
+def _check(x: Tensor, x2: Tensor | None) -> None:
+    if x.ndim != 3 or (x2 is not None and (x2.ndim != 3 or x2.shape[2] != x.shape[2])):
+        raise ValueError(
+            f"sequences are (N, T, d) with equal features; got {tuple(x.shape)}"
+            + ("" if x2 is None else f" and {tuple(x2.shape)}")
+        )
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:
@@ -221,7 +235,7 @@ def _transformer_pair(
 ) -> Tensor:
     """Backward, and both kernels on a last axis."""
     su, sw, sv = network.key_variance, network.variance, network.readout
-    ru, rw, rv = (su, sw, sv) if respect_to == "unit" else (1.0, 1.0, 1.0)
+    ru, rw, rv = (su, sw, sv) if unit(respect_to) else (1.0, 1.0, 1.0)
     mean = out.mean((-2, -1))
     tangent = rv * mean
     gradient = torch.full_like(out, sv / (out.shape[-2] * out.shape[-1]))
