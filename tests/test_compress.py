@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def test_a_layer_that_calibration_never_reaches_stays_dense_and_says_so() -> Non
     assert "no calibration batch reached it" in plan.dense["unused"]
 
 
-@pytest.mark.parametrize("keep", [0, -0.1, 1.5, float("nan"), True and 2])
+@pytest.mark.parametrize("keep", [0, -0.1, 1.5, float("nan"), 2, True])
 def test_keep_outside_its_range_is_refused(keep: float) -> None:
     model, x = NETWORKS["mlp"]()
     with pytest.raises(ValueError, match=r"keep is a fraction in \(0, 1\]; got"):
@@ -362,3 +363,21 @@ def test_what_was_frozen_stays_frozen(method: str) -> None:
     for place, (weights, bias) in enumerate([(True, False), (False, True)]):
         free = {p.ndim == 1: p.requires_grad for p in small[place].parameters()}
         assert free == {False: weights, True: bias}
+
+
+def test_a_seed_is_a_whole_number_that_a_plan_can_hold() -> None:
+    model, x = nn.Linear(20, 20), torch.randn(30, 20)
+    drawn = np.random.default_rng(0).integers(9)
+    for plan in (bz.sketch(model, 0.5, seed=drawn)[1], bz.compress(model, 0.5, [x], seed=drawn)[1]):
+        assert bz.Plan.from_json(plan.to_json()) == plan
+    for wrong in ("1", 1.0, None):
+        with pytest.raises(TypeError, match="a seed is a whole number; got "):
+            bz.sketch(model, 0.5, seed=wrong)
+        with pytest.raises(TypeError, match="a seed is a whole number; got "):
+            bz.compress(model, 0.5, [x], seed=wrong)
+
+
+@pytest.mark.parametrize(("name", "told"), [("methods", "methods are names"), ("layers", "layers")])
+def test_what_names_nothing_is_told(name: str, told: str) -> None:
+    with pytest.raises(TypeError, match=f"^{told}.*; got None"):
+        bz.compress(nn.Linear(20, 20), 0.5, [torch.randn(30, 20)], **{name: None})

@@ -24,7 +24,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.bounds().items():
-            if not (isinstance(value, int | float) and 0 < value <= 1):
+            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value <= 1):
                 raise ValueError(f"keep is a fraction in (0, 1]; got {name}={value!r}")
         if not self.bounds():
             names = ", ".join(field.name for field in fields(self))

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -16,9 +17,17 @@ _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
 
+def whole_seed(seed: int) -> int:
+    """The seed as Python's int, as plans hold it; raises TypeError for what is no whole number."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"a seed is a whole number; got {seed!r}") from None
+
+
 def derive_seed(seed: int, *names: object) -> int:
     """A 63-bit seed for one purpose, from the user's seed and the names of that purpose."""
-    text = "/".join(["bozzetto", str(BITS_VERSION), str(seed), *map(str, names)])
+    text = "/".join(["bozzetto", str(BITS_VERSION), str(whole_seed(seed)), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

@@ -1,6 +1,6 @@
 """Menu: everything that the layers of a model can become, from which plans are chosen exactly."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -12,7 +12,7 @@ from torch import nn
 from bozzetto.budget import Budget
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable, knapsack, least
-from bozzetto.linalg import derive_seed
+from bozzetto.linalg import derive_seed, whole_seed
 from bozzetto.maps import LinearMap
 from bozzetto.methods import AUTO, AUTO_BYTES, Method, Objective, make_method
 from bozzetto.methods.method import too_wide
@@ -155,6 +155,7 @@ def menu(
 
     Args: as of `plan`; `timed`: measure latencies too, which takes seconds.
     """
+    seed = whole_seed(seed)
     if timed and batch is None:
         raise ValueError("a bound on latency needs a batch; got none")
     expanded = expand(model, weights="shared")
@@ -191,12 +192,16 @@ def _methods(names: Any) -> Tried:
         names = AUTO
     elif isinstance(names, str):
         names = [names]
+    if not isinstance(names, Iterable):
+        raise TypeError(f"methods are names, {{name: options}} or 'auto'; got {names!r}")
     items = names.items() if isinstance(names, Mapping) else [(name, {}) for name in names]
-    return [(name, make_method(name, dict(options))) for name, options in items]
+    return [(name, make_method(name, dict(options or {}))) for name, options in items]
 
 
 def asked_layers(patterns: Sequence[str] | str, paths: Collection[str]) -> set[str]:
     """The paths that fit a pattern."""
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"layers are patterns of paths; got {patterns!r}")
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         fit = {path for path in paths if fnmatchcase(path, pattern)}

@@ -14,7 +14,7 @@ from torch import nn
 from bozzetto.budget import Budget
 from bozzetto.expand import expand
 from bozzetto.knapsack import Unreachable
-from bozzetto.linalg import derive_seed
+from bozzetto.linalg import derive_seed, whole_seed
 from bozzetto.maps import LinearMap
 from bozzetto.menu import asked_layers
 from bozzetto.methods import Blocks, Method, SketchedMethod
@@ -73,7 +73,7 @@ def sketch(
             that fits no layer, or a model without layers to sketch.
         Unreachable: for a budget below what the smallest sketches need.
     """
-    budget = Budget.of(keep)
+    budget, seed = Budget.of(keep), whole_seed(seed)
     if unknown := budget.bounds().keys() - {"params", "flops"}:
         raise ValueError(f"sketch bounds params and flops; got a bound on {sorted(unknown)}")
     if budget.flops is not None and batch is None:
