@@ -152,3 +152,10 @@ def test_a_card_says_the_plan_in_words_and_escapes_what_it_shows(tmp_path: Path)
     assert f"{len(plan.choices)} layers became smaller" in text
     assert "| layer | error |\n| --- | --- |\n| a\\|b &lt;b> | 0.25 |" in text
     bz.load(folder, target())
+
+
+def test_an_architecture_without_memory_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    bz.save(tmp_path / "small", *bz.sketch(model, 0.5))
+    with pytest.raises(ValueError, match="on the meta device"):
+        bz.load(tmp_path / "small", model.to("meta"))

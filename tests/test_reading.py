@@ -1,5 +1,8 @@
 """A layer of which a module above it reads a part stays a layer that has one."""
 
+import gc
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -49,3 +52,17 @@ def test_what_is_read_from_further_up_counts_too():
             return self.other(x)[: self.inner.table.num_embeddings]
 
     assert read_layers(nn.ModuleDict({"top": Above()})) == {"top.inner.table"}
+
+
+def test_a_class_that_was_read_can_be_forgotten() -> None:
+    def made() -> weakref.ref[type[nn.Module]]:
+        class Local(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x
+
+        assert read_layers(Local()) == set()
+        return weakref.ref(Local)
+
+    kind = made()
+    gc.collect()
+    assert kind() is None

@@ -97,7 +97,8 @@ def save(
         FileExistsError: see `check_output`.
         ValueError: for a network whose state is not made of tensors, or a card without a licence.
     """
-    folder, tensors = check_output(folder, force=force), _tensors(small)
+    folder = check_output(folder, force=force)
+    tensors = {name: v.detach().cpu().contiguous().clone() for name, v in _tensors(small).items()}
     texts = {CARD: None if card is None else _licensed(card), ARCHITECTURE: described(small)}
 
     def write(new: Path) -> None:
@@ -171,17 +172,15 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state with tied tensors once, each contiguous on the CPU."""
-    found: dict[str, Tensor] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    """The state with tied tensors once."""
+    found, seen = dict[str, Tensor](), set[tuple[Any, ...]]()
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(f"a saved state is made of tensors; {name!r} is {type(value)}")
         key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() and key in seen:
-            continue
-        seen[key] = name
-        found[name] = value.detach().cpu().contiguous().clone()
+        if not value.numel() or key not in seen:
+            seen.add(key)
+            found[name] = value
     return found
 
 
@@ -244,10 +243,12 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     Raises:
         InvalidFolder: for a folder that is truncated, foreign or tampered with.
         FileNotFoundError: see `read`.
-        ValueError: without a model, or for a model of another architecture.
+        ValueError: without a model, or for one of another architecture or on the meta device.
     """
     saved = read(folder)
     model = _architecture(saved) if model is None else model
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("load needs an architecture with memory; the model is on the meta device")
     if _digest(saved.folder / WEIGHTS) != saved.sha256:
         raise InvalidFolder(f"{saved.folder / WEIGHTS} is truncated or was changed since saving")
     small = rebuild(model, saved.plan)

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from functools import cache
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -12,6 +12,7 @@ _PARTS = (
     "weight", "bias", "in_features", "out_features", "num_embeddings", "embedding_dim",
     "padding_idx", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
 )  # fmt: skip
+_KNOWN: WeakKeyDictionary[type[nn.Module], frozenset[str]] = WeakKeyDictionary()
 _READ = re.compile(rf"\bself\.(\w+(?:\.\w+)*?)\.(?:{'|'.join(_PARTS)})\b")
 
 
@@ -30,8 +31,14 @@ def read_layers(model: nn.Module) -> set[str]:
     return {path for path in found if path in modules}
 
 
-@cache
 def _names(kind: type[nn.Module]) -> frozenset[str]:
+    """What the forward of a class reads; found once, as looking for the source takes long."""
+    if kind not in _KNOWN:
+        _KNOWN[kind] = _found(kind)
+    return _KNOWN[kind]
+
+
+def _found(kind: type[nn.Module]) -> frozenset[str]:
     if kind.__module__.startswith("torch."):
         return frozenset()
     try:
