@@ -16,7 +16,7 @@ from bozzetto.analysis.crash import (
     critical_neurons,
     tolerance,
 )
-from bozzetto.analysis.crash.faults import uniform
+from bozzetto.analysis.crash.faults import struck
 from bozzetto.analysis.crash.faulty import FaultySites
 from bozzetto.analysis.crash.measure import share_interval, student_interval
 
@@ -387,13 +387,18 @@ def test_every_layer_named_has_weights_to_break():
         crash(mlp(4, 5, 3), [random(2, 4)], 0.1, fault=BitFlips(), layers=["0", "typo"])
 
 
-def test_draws_are_finer_than_single_precision():
-    """Draws of float32 are multiples of 2⁻²⁴: a rate of 2⁻³⁰ would be taken for 2⁻²⁴."""
-    u = uniform(1 << 12, generator=torch.Generator().manual_seed(0))
-    steps = torch.rand(1 << 12, generator=torch.Generator().manual_seed(0)).double() * 2**24
-    assert (steps == (u * 2**24).floor()).all()
-    within = u * 2**24 % 1
-    assert abs(within.mean() - 0.5) <= 5 * (12 * len(u)) ** -0.5
+def test_rates_between_the_steps_of_single_precision_are_kept():
+    """A draw that falls on the step of p strikes with the chance that is left of the step."""
+    found = []
+    for seed in range(400):
+        (value,) = torch.rand(1, generator=torch.Generator().manual_seed(seed)).tolist()
+        rates = [value + part * 2.0**-24 for part in (0.0, 0.3, 0.6, 1.0)]
+        draws = [struck(p, 1, generator=torch.Generator().manual_seed(seed)) for p in rates]
+        found.append(torch.cat(draws).double())
+    share = torch.stack(found).mean(0)
+    assert [share[0], share[3]] == [0, 1]
+    assert (torch.stack(found).diff(dim=1) >= 0).all()
+    assert ((share - torch.tensor([0, 0.3, 0.6, 1])).abs() <= 5 * 0.5 / 20).all()
 
 
 class Buffered(nn.Module):

@@ -1,21 +1,30 @@
 """Kinds of faults: what a failed neuron outputs, or what happens to a stored weight."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from bozzetto.linalg import derive_seed
 
-def uniform(*shape: int, generator: torch.Generator) -> Tensor:
-    """Uniform draws in [0, 1) in float64, as fine as 2⁻⁴⁸, on the generator's device.
 
-    Those of float32 are multiples of 2⁻²⁴, and rates below that would be taken for it.
+def struck(p: float, *shape: int, generator: torch.Generator, name: str | int = "") -> Tensor:
+    """Which of independent uniform draws fall below p, bool; those of a smaller p are among them.
+
+    Draws of float32 are multiples of 2⁻²⁴. Those on the step of p are drawn further, from a stream
+    of the generator's seed and the name, so that rates need not be such multiples.
     """
-    coarse, fine = (
-        torch.rand(shape, generator=generator, device=generator.device).double() for _ in range(2)
-    )
-    return coarse + 2.0**-24 * fine
+    coarse = torch.rand(shape, generator=generator, device=generator.device)
+    whole = math.floor(p * 2**24)
+    below, on = coarse < whole / 2**24, coarse == whole / 2**24
+    if on.any():
+        further = torch.Generator(generator.device)
+        further.manual_seed(derive_seed(generator.initial_seed(), "further", name))
+        fine = torch.rand(shape, generator=further, device=generator.device)
+        below |= on & (fine < p * 2**24 - whole)
+    return below
 
 
 class NeuronFault(Protocol):
@@ -80,7 +89,7 @@ class DroppedConnections:
         """Weights with zeros."""
         if weight.ndim < 2:
             return weight.expand(patterns, *weight.shape)
-        return weight * (uniform(patterns, *weight.shape, generator=generator) >= p)
+        return weight * ~struck(p, patterns, *weight.shape, generator=generator)
 
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -97,5 +106,6 @@ class BitFlips:
         word = _WORDS[weight.element_size()]
         bits = weight.contiguous().view(word).expand(patterns, *weight.shape).clone()
         for place in range(8 * weight.element_size()):
-            bits ^= (uniform(*bits.shape, generator=generator) < p).to(word) << place
+            flipped = struck(p, *bits.shape, generator=generator, name=place)
+            bits ^= flipped.to(word) << place
         return bits.view(weight.dtype)

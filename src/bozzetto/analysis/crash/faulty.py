@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bozzetto.analysis.crash.activations import MODULES, NoSoundBound, activation
-from bozzetto.analysis.crash.faults import NeuronFault, WeightFault, uniform
+from bozzetto.analysis.crash.faults import NeuronFault, WeightFault, struck
 from bozzetto.analysis.crash.moments import Unit
 from bozzetto.analysis.crash.network import call_names, copied, trace
 from bozzetto.linalg import derive_seed
@@ -201,9 +201,9 @@ def neuron_fault(fault: NeuronFault, p: float, unit: Unit, patterns: range, seed
         shape = value.shape[2:] if unit == "neuron" else [value.shape[2], *[1] * (value.ndim - 3)]
 
         def draw(count: int, generator: torch.Generator) -> Tensor:
-            return uniform(count, 1, *shape, generator=generator)
+            return struck(p, count, 1, *shape, generator=generator)
 
-        failed = in_blocks(draw, patterns, value.device, seed) < p
+        failed = in_blocks(draw, patterns, value.device, seed)
         output_seed = derive_seed(seed, "output", patterns.start)
         return fault.output(value, failed, torch.Generator(value.device).manual_seed(output_seed))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bozzetto.analysis.crash.faults import uniform
+from bozzetto.analysis.crash.faults import struck
 from bozzetto.analysis.crash.network import Network
 from bozzetto.analysis.crash.subsets import evaluate
 from bozzetto.linalg import derive_seed
@@ -79,8 +79,8 @@ def _errors(
     generator = torch.Generator(x.device).manual_seed(seed)
     masks = {}
     for name, rate in rates.items():
-        u = uniform(patterns, *shapes[name], generator=generator)
-        masks[name] = (u >= rate).to(x.dtype).repeat_interleave(b, 0)
+        failed = struck(rate, patterns, *shapes[name], generator=generator, name=name)
+        masks[name] = (~failed).to(x.dtype).repeat_interleave(b, 0)
     repeated = x.repeat(patterns, *[1] * (x.ndim - 1))
     output = evaluate(network, repeated, masks).unflatten(0, (patterns, b))
     return (output - network.value).abs()
