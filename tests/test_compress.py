@@ -381,3 +381,27 @@ def test_a_seed_is_a_whole_number_that_a_plan_can_hold() -> None:
 def test_what_names_nothing_is_told(name: str, told: str) -> None:
     with pytest.raises(TypeError, match=f"^{told}.*; got None"):
         bz.compress(nn.Linear(20, 20), 0.5, [torch.randn(30, 20)], **{name: None})
+
+
+def test_a_layer_whose_bias_another_one_has_too_stays_as_it_is() -> None:
+    model, x = nn.Sequential(*(nn.Linear(20, 20) for _ in range(3))), torch.randn(60, 20)
+    model[1].bias = model[0].bias
+    small, plan = bz.compress(model, 0.9, [x])
+    assert set(plan.choices) == {"2"}
+    assert plan.dense["0"] == plan.dense["1"] == "another module holds its bias too"
+    assert small[1].bias is small[0].bias
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_made_and_trained_in_any_mode_is_trained(mode: type, tmp_path: Path) -> None:
+    model, data = nn.Linear(40, 4), [(torch.randn(8, 40), torch.zeros(8, dtype=torch.int64))]
+    recipe = bz.Recipe(epochs=2, ema=0.5)
+    with mode():
+        made, plan = bz.sketch(model, 0.5)
+        bz.save(tmp_path / "small", made, plan)
+        loaded = bz.load(tmp_path / "small", model)
+    found = [bz.train(small, data, recipe).losses for small in (made, loaded)]
+    with mode():
+        again = bz.train(bz.load(tmp_path / "small", model), data, recipe).losses
+    assert found == [again, again]
+    assert again[1] < again[0]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import cast
 
+import torch
 from torch import nn
 
 from bozzetto.expand import expand
@@ -28,14 +29,15 @@ def rebuild(model: nn.Module, made: Plan, stats: Mapping[str, Stats] | None = No
     Raises:
         ValueError: if the plan is for another model, or stats lack one of its layers.
     """
-    small = expand(model, list(made.choices))
-    sites, _ = find_sites(small)
-    for path, choice in made.choices.items():
-        if path not in sites:
-            raise ValueError(f"the plan is for another model: it has no layer {path!r}")
-        _check_size(path, choice, sites[path])
-        known = None if stats is None else _known(stats, path)
-        small = _rebuild_site_(small, sites[path], choice, known)
+    with torch.inference_mode(False):  # of which nothing that is made could be trained
+        small = expand(model, list(made.choices))
+        sites, _ = find_sites(small)
+        for path, choice in made.choices.items():
+            if path not in sites:
+                raise ValueError(f"the plan is for another model: it has no layer {path!r}")
+            _check_size(path, choice, sites[path])
+            known = None if stats is None else _known(stats, path)
+            small = _rebuild_site_(small, sites[path], choice, known)
     if made.small and count_params(small) != made.small.get("params"):
         raise ValueError(
             f"the plan is for another model: it makes {made.small.get('params')} values, this one "

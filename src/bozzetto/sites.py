@@ -65,10 +65,13 @@ def find_sites(model: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     held = Counter(id(p) for m in modules.values() for p in m._parameters.values())
     sites: dict[str, Site] = {}
     for weight, uses in by_weight.items():
-        if held[weight] == len(uses):
-            _add_site(uses, sites, reasons)
+        biases = Counter(id(m.bias) for _, m in uses if m.bias is not None)
+        if held[weight] != len(uses):
+            reasons |= {paths[0]: "another module holds its weight too" for paths, _ in uses}
+        elif any(held[bias] != count for bias, count in biases.items()):
+            reasons |= {paths[0]: "another module holds its bias too" for paths, _ in uses}
         else:
-            reasons |= {use[0][0]: "another module holds its weight too" for use in uses}
+            _add_site(uses, sites, reasons)
     return sites, reasons
 
 

@@ -30,6 +30,8 @@ __all__ = ["train"]
 _DEFAULT = Recipe()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     model: nn.Module,
     loader: Iterable[Batch],
