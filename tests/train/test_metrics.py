@@ -105,7 +105,15 @@ def nan(outputs, targets):
 
 
 def tensor(outputs, targets):
-    return torch.tensor(1.0)
+    return torch.tensor([0.25])
+
+
+def several(outputs, targets):
+    return torch.ones(2)
+
+
+def test_a_metric_may_return_a_tensor_of_one_number():
+    assert evaluate(Same(), batches(CLASSES), tensor) == 0.25
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,7 @@ def tensor(outputs, targets):
         ([(LOGITS / 0 * 0, CLASSES)], "accuracy", ValueError, "for batch 1 have NaN"),
         (batches(CLASSES), "precision", ValueError, "one of .*'accuracy'.*; got 'precision'"),
         (batches(CLASSES), nan, ValueError, "the metric nan is NaN"),
-        (batches(CLASSES), tensor, TypeError, "a float; tensor returned a Tensor"),
+        (batches(CLASSES), several, TypeError, "a number; several returned a Tensor"),
         (batches(CLASSES), ["loss", "loss"], ValueError, "names that differ"),
         (batches(CLASSES), [], ValueError, "at least one"),
     ],

@@ -61,6 +61,14 @@ def test_entries_marked_as_ignored_count_for_nothing():
     assert_close(found, divergence(LOGITS[kept], TAUGHT[kept], 2.0))
 
 
+def test_a_batch_of_ignored_entries_alone_has_no_loss_and_no_gradient():
+    target, logits = torch.full_like(CLASSES, -100), LOGITS.clone().requires_grad_()
+    found = objective(Recipe(), logits, target, TAUGHT)
+    found.backward()
+    assert found.item() == 0
+    assert_close(logits.grad, torch.zeros_like(LOGITS))
+
+
 def test_real_targets_give_the_squared_error():
     for loss in ("auto", "mse"):
         assert_close(objective(Recipe(loss=loss), LOGITS, VALUES), F.mse_loss(LOGITS, VALUES))

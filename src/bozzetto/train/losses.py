@@ -78,11 +78,17 @@ def _class_axis(output: Tensor, target: Tensor) -> int:
 
 
 def cross_entropy(output: Tensor, target: Any, smoothing: float = 0.0) -> Tensor:
-    """Mean cross entropy of class numbers, or of class probabilities in the output's shape."""
+    """Mean cross entropy of class numbers, or of class probabilities in the output's shape.
+
+    Zero where every entry is marked -100.
+    """
     if isinstance(target, Tensor) and target.is_floating_point():
         same_shape("output", output, "class probabilities in the target", target)
         return F.cross_entropy(output, target, label_smoothing=smoothing)
-    return F.cross_entropy(*class_rows(output, target), label_smoothing=smoothing)
+    rows, numbers = class_rows(output, target)
+    if not len(rows):
+        return rows.sum()
+    return F.cross_entropy(rows, numbers, label_smoothing=smoothing)
 
 
 def mse(output: Tensor, target: Any) -> Tensor:
@@ -130,8 +136,11 @@ LOSSES: dict[str, Loss] = {
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the rows of (N, c) logits.
 
-    The factor T² keeps the size of the gradient (Hinton, Vinyals and Dean 2015, section 2).
+    The factor T² keeps the size of the gradient (Hinton, Vinyals and Dean 2015, section 2). Zero
+    without rows.
     """
+    if not len(student):
+        return student.sum()
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
     found = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

@@ -100,9 +100,11 @@ class _OfAll:
 
     def result(self) -> float:
         value: object = self.metric(torch.cat(self.outputs), torch.cat(self.targets))
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
         if not isinstance(value, Real):
             came = type(value).__name__
-            raise TypeError(f"a metric needs to return a float; {self.name} returned a {came}")
+            raise TypeError(f"a metric needs to return a number; {self.name} returned a {came}")
         return float(value)
 
 
@@ -122,13 +124,13 @@ def evaluate(
         loader: labelled batches as in `bozzetto.batches`; they are moved to the model's device.
         metric: "accuracy", "top5", "mse" and "cosine" (means over all entries), "loss" (the loss
             that the model returns, else cross entropy for integer targets, else mse), or a
-            callable from all predictions and all targets, each concatenated, to a float. Several
+            callable from all predictions and all targets, each concatenated, to a number. Several
             in a list give a dict by name.
 
     Raises:
         ValueError: if there are no batches, one has no target or a class that the model lacks,
             shapes do not fit, or a prediction or the metric is NaN.
-        TypeError: if a metric does not return a float, or for a Tensor in the place of batches.
+        TypeError: if a metric does not return a number, or for a Tensor in the place of batches.
     """
     if isinstance(metric, str) or callable(metric):
         return next(iter(evaluate(model, loader, [metric]).values()))
