@@ -78,6 +78,11 @@ class Pruned(Hidden):
         prune.random_unstructured(self.second, "weight", 0.3)
 
 
+class OneNumber(Hidden):
+    def rest(self, h: Tensor) -> Tensor:
+        return self.second(h).sum(1)
+
+
 class Aside(Hidden):
     """One activation never reaches the output."""
 
@@ -97,7 +102,9 @@ def exact(net: Hidden, x: Tensor) -> Tensor:
     return total.detach()
 
 
-@pytest.mark.parametrize("kind", [Hidden, Negated, Padded, Subclassed, Parametrized, Pruned])
+@pytest.mark.parametrize(
+    "kind", [Hidden, Negated, Padded, Subclassed, Parametrized, Pruned, OneNumber]
+)
 def test_no_bound_is_below_the_expectation(kind: type[Hidden]) -> None:
     net, x = kind().eval(), random(5, 3, seed=9)
     assert crash(net, [x], P, patterns=2).error.isfinite().all()
@@ -172,3 +179,26 @@ def test_a_layer_with_a_hook_is_not_bounded() -> None:
     net.second.register_forward_hook(lambda module, args, out: 3 * out)
     with pytest.raises(NoSoundBound, match=r"Linear: it has hooks"):
         crash_bound(net, P, x=random(2, 3))
+
+
+def test_one_number_an_input_is_an_output() -> None:
+    net, x = OneNumber(), random(5, 3)
+    error = crash(net, [x], P, patterns=4000).error[0]
+    assert abs(error.mean() - exact(net, x).mean()) <= 5 * error.std() / 4000**0.5
+    crashes = critical_neurons(net, [x]).scores["relu"]
+    slopes = critical_neurons(net, [x], by="gradient").scores["relu"]
+    torch.testing.assert_close(crashes, slopes)  # it is linear in every neuron
+
+
+class Everything(Hidden):
+    def rest(self, h: Tensor) -> Tensor:
+        return self.second(h).mean()
+
+
+def test_other_outputs_and_inputs_are_told() -> None:
+    with pytest.raises(TypeError, match="a single number"):
+        crash(Everything(), [random(2, 3)], P)
+    with pytest.raises(ValueError, match="at least one input"):
+        crash(Hidden(), [random(0, 3)], P)
+    with pytest.raises(TypeError, match="real numbers"):
+        crash_bound(nn.Sequential(nn.Embedding(5, 2), nn.ReLU()), P, x=torch.zeros(2, 3).long())

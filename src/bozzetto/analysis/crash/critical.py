@@ -89,7 +89,7 @@ def _single_crashes(sites: FaultySites, x: Tensor, name: str, rows: int) -> Tens
         alive = torch.ones(len(chunk), shape.numel(), dtype=torch.bool, device=x.device)
         alive.scatter_(1, chunk.unsqueeze(1), False)
         output = sites.run(x, len(chunk), {name: dead(alive.unflatten(1, shape))})
-        scores.append((output - healthy).abs().flatten(2).mean(2).sum(1))
+        scores.append((output - healthy).abs().reshape(*output.shape[:2], -1).mean(2).sum(1))
     return torch.cat(scores).reshape(shape)
 
 
@@ -104,7 +104,7 @@ def _first_order(sites: FaultySites, x: Tensor, names: Sequence[str]) -> dict[st
 
         return fault
 
-    output = sites.run(x, 1, {name: gate(name) for name in names})[0].flatten(1)  # (b, m)
+    output = sites.run(x, 1, {name: gate(name) for name in names})[0].reshape(len(x), -1)  # (b, m)
     output = output + 0 * sum(g.sum() for g in gates.values())  # some may not reach the output
     total = {name: torch.zeros_like(gates[name][0, 0]) for name in names}
     for i in range(output.shape[1]):

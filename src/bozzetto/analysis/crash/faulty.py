@@ -31,6 +31,7 @@ class FaultySites:
 
         Raises:
             TypeError: when it cannot be traced, or rows of its output depend on other rows.
+            ValueError: without inputs.
         """
         twin = copied(model).eval()
         for module in twin.modules():
@@ -45,18 +46,25 @@ class FaultySites:
         self.default = [name for name, node in self.nodes.items() if node in firing]
         self.whole = True  # until it is known that every call gives a tensor
         with torch.no_grad():
+            expected = self._expected(x[:2], twin)
             self.whole = not self._only_tensors(x[:2])
-            self._check(x[:2], twin)
+            self._check(x[:2], expected)
 
     def _only_tensors(self, x: Tensor) -> bool:
         run = _Patterns(self, 1, {})
         run.run(x)
         return all(isinstance(run.env[node], Tensor) for node in self.live if node in run.env)
 
-    def _check(self, x: Tensor, twin: nn.Module) -> None:
+    def _expected(self, x: Tensor, twin: nn.Module) -> Tensor:
+        if not len(x):
+            raise ValueError("crash needs at least one input in its first batch; got none")
         expected = twin(x)
-        if not isinstance(expected, Tensor):
-            raise TypeError(f"crash needs a model that returns one tensor; got {type(expected)}")
+        if not isinstance(expected, Tensor) or not expected.ndim:
+            came = "a single number" if isinstance(expected, Tensor) else type(expected).__name__
+            raise TypeError(f"crash needs a model of one output tensor, a row an input; got {came}")
+        return expected
+
+    def _check(self, x: Tensor, expected: Tensor) -> None:
         found = self.run(x, 2, {name: lambda value: value for name in self.default})
         if (found - expected).abs().max() > 1e-3 * (1 + expected.abs().max()):
             raise TypeError("crash needs a model whose tensors all have the batch first")

@@ -173,12 +173,17 @@ def _scores(
         healthy = broken(x, 0.0, range(1), seed)  # (1, b, *out)
         output = broken(x, p, patterns, seed)
         error = (output - healthy).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-        choice, before = output.flatten(2).argmax(2), healthy.flatten(2).argmax(2)
+        choice, before = _rows(output).argmax(2), _rows(healthy).argmax(2)
         right = choice == before if target is None else choice == target.to(choice.device)
-        for i, score in enumerate((error.flatten(2).mean(2), choice == before, right)):
+        for i, score in enumerate((_rows(error).mean(2), choice == before, right)):
             total[:, i] += score.double().sum(1).cpu()
         count += len(x)
     return total / count
+
+
+def _rows(outputs: Tensor) -> Tensor:
+    """(patterns, b, *out) -> (patterns, b, m)."""
+    return outputs.reshape(*outputs.shape[:2], -1)
 
 
 def read_batch(batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -46,7 +46,7 @@ class Moments:
     def tight(self) -> "Moments":
         """The same knowledge with every bound held against the others."""
         cap = torch.minimum(self.square, _spread(self.norm, self.cap))
-        norm = torch.minimum(self.norm, cap.flatten(1).norm(dim=1))
+        norm = torch.minimum(self.norm, _norms(cap))
         return replace(self, cap=cap, norm=norm, mean=torch.minimum(self.mean, cap))
 
 
@@ -58,7 +58,7 @@ def _spread(norm: Tensor, like: Tensor) -> Tensor:
 def plain(low: Tensor, high: Tensor, mean: Tensor, square: Tensor) -> Moments:
     """An error known only by its two moments."""
     zero = torch.zeros_like(mean)
-    norm = square.flatten(1).norm(dim=1)
+    norm = _norms(square)
     return Moments(low, high, mean, zero, zero, square, square, norm).tight()
 
 
@@ -180,7 +180,7 @@ class MomentDomain(Domain[Moments]):
         new = p * q * (size + state.square) ** 2
         fixed = bool((state.low == state.high).all())
         shift = q * state.shift - p * state.low if fixed else q * state.shift
-        total = _total(size)
+        total = _norms(size)
         norm = ((q * state.norm + p * total) ** 2 + p * q * (total + state.norm) ** 2).sqrt()
         return replace(
             state,
@@ -194,8 +194,9 @@ class MomentDomain(Domain[Moments]):
         ).tight()
 
 
-def _total(size: Tensor) -> Tensor:
-    return size.flatten(1).norm(dim=1)
+def _norms(v: Tensor) -> Tensor:
+    """‖v‖ of every row, (b,)."""
+    return v.reshape(len(v), -1).norm(dim=1)
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:

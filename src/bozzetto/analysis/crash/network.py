@@ -221,8 +221,11 @@ def read_network(model: nn.Module, x: Tensor) -> Network:
 
     Raises:
         NoSoundBound: names the first layer without a sound bound.
-        TypeError: when the model cannot be traced, or changes shared activations in place.
+        TypeError: when the model cannot be traced, or changes shared activations in place, or x
+            are indices.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"bounds are for inputs that are real numbers; got {x.dtype}")
     twin = copied(model).to(x.device, torch.float64).eval()
     x = x.detach().double()
     graph = trace(twin)

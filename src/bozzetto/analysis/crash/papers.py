@@ -40,7 +40,7 @@ class Expected(Domain[Largest]):
         return self._plain(x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
 
     def _plain(self, value: Tensor, error: Tensor) -> Largest:
-        return Largest(value, value.flatten(1).abs().amax(1), error)
+        return Largest(value, value.reshape(len(value), -1).abs().amax(1), error)
 
     def affine(self, rule: Affine, state: Largest) -> Largest:
         """‖W‖_∞ times the error."""

@@ -79,7 +79,8 @@ def expected_sum(network: Network, p: Mapping[str, float]) -> Tensor:
 def largest_sum(network: Network, failures: Mapping[str, float], unit: Unit) -> Tensor:
     """The largest Σ b_i g_i over at most f crashes in each layer, (b, *out)."""
     domain = Pathwise()
-    error = walk(network, domain, dict.fromkeys(failures, 1.0)).error.flatten(1)  # (b, m)
+    error = walk(network, domain, dict.fromkeys(failures, 1.0)).error
+    error = error.reshape(len(error), -1)  # (b, m)
     error = error + 0 * sum(lost.sum() for lost in domain.lost)  # some may not reach the output
     most = torch.zeros_like(error)
     for i in range(error.shape[1]):
@@ -91,5 +92,6 @@ def largest_sum(network: Network, failures: Mapping[str, float], unit: Unit) -> 
 
 def _largest(gains: Tensor, f: float, unit: Unit) -> Tensor:
     """The sum of the f largest units' gains, (b, *s) -> (b,)."""
-    each = gains.flatten(2).sum(2) if unit == "channel" and gains.ndim > 2 else gains.flatten(1)
+    whole = unit == "channel" and gains.ndim > 2
+    each = gains.flatten(2).sum(2) if whole else gains.reshape(len(gains), -1)
     return each.topk(int(f), dim=1).values.sum(1)

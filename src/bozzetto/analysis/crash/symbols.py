@@ -99,7 +99,7 @@ class Fresh:
         """The same symbols as a block."""
 
         def flat(v: Tensor) -> Tensor:
-            return v.flatten(1).T
+            return v.reshape(len(v), -1).T
 
         drift = flat(self.drift[0]), flat(self.drift[1])
         return Block(self.rate, groups, drift, self.rest.map(flat))
