@@ -65,13 +65,12 @@ lowest: $(VENV)-lowest/with-all ## run what uses other packages with the oldest 
 oldest: $(VENV)-oldest/with-all ## run all tests with the oldest torch as well (5 GB)
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses $(JOBS) -W default $(ARGS)
 
-# Tests of the modules that import more than torch; only in `oldest`, as they need newer versions than
-# admitted: test_hub.py (transformers), trajectory/test_trajectory_onnx.py (onnxruntime); and
-# train/test_processes.py (accelerate 1.6 is untried). Plots grow with their labels from matplotlib 3.11 on.
+# Tests of the modules that import more than torch. Plots grow with their labels from matplotlib 3.11 on.
 USES := $(wildcard tests/test_cli*.py tests/regress/test_*.py) $(addprefix tests/, \
 	analysis/test_crash_injection.py tangent/test_empirical.py tangent/test_regressor.py \
-	test_demo.py test_export.py test_images.py test_io.py test_knapsack.py test_report.py \
-	train/test_checkpoint.py trajectory/test_loaders.py) \
+	test_demo.py test_export.py test_hub.py test_images.py test_io.py test_knapsack.py test_report.py \
+	train/test_checkpoint.py train/test_processes.py trajectory/test_loaders.py \
+	trajectory/test_trajectory_onnx.py) \
 	--deselect tests/test_report.py::test_a_long_label_widens_the_plot_and_is_not_cut_off
 
 $(VENV)-lowest/with-all: PINNED := torch
