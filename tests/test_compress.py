@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bozzetto as bz
 from bozzetto.knapsack import Unreachable
-from bozzetto.linalg import seeded
+from bozzetto.linalg import random_normal, seeded
 from networks import NETWORKS
 
 Network = tuple[nn.Module, Tensor]
@@ -405,3 +405,22 @@ def test_what_is_made_and_trained_in_any_mode_is_trained(mode: type, tmp_path: P
         again = bz.train(bz.load(tmp_path / "small", model), data, recipe).losses
     assert found == [again, again]
     assert again[1] < again[0]
+
+
+def test_a_pruned_network_is_copied_as_it_is() -> None:
+    from torch.nn.utils import prune
+
+    with seeded(0, torch.device("cpu")):
+        model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 24)).eval()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    x = random_normal(1, 40 * 24).view(40, 24).float()
+    expected = model(x)
+    assert not model[0].weight.is_leaf
+    small, plan = bz.compress(model, 0.8, [x])
+    assert "computed" in plan.dense["0"]
+    assert [*plan.choices] == ["2"]
+    assert_close(small[0](x), model[0](x))
+    assert_close(bz.nn.for_inference(model, x)(x), expected, atol=1e-5, rtol=1e-5)
+    fresh, _ = bz.sketch(model, 0.8)
+    assert fresh(x).shape == expected.shape
+    assert_close(model(x), expected, rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """Batches: what the library takes for one, how a model is called on it, and what it gives back."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -14,6 +15,7 @@ __all__ = [
     "batch_size",
     "batches_of",
     "call",
+    "copied",
     "device_of",
     "first_input",
     "in_mode",
@@ -96,6 +98,18 @@ def to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple | list):
         return tuple(to(value, device) for value in batch)
     return batch
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy; weights that hooks make of others (pruning does) are copied as they are.
+
+    Args:
+        model: not changed.
+        memo: copies to take, by the id of what they stand for.
+    """
+    held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    made = {id(v): v.detach().clone() for v in held if not v.is_leaf}
+    return copy.deepcopy(model, made | (memo or {}))
 
 
 def device_of(model: nn.Module) -> torch.device:

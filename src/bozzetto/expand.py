@@ -1,6 +1,5 @@
 """`expand`: an exact copy of a model in which every linear map is a layer of its own."""
 
-import copy
 from collections import Counter
 from collections.abc import Collection
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from bozzetto import composite, foreign
+from bozzetto.batches import copied
 from bozzetto.maps import expand_one
 
 __all__ = ["checked", "composite", "expand"]
@@ -73,7 +73,7 @@ def _copy(model: nn.Module, shared: bool) -> nn.Module:
     for p in model.parameters() if shared else ():
         if type(p) is nn.Parameter and not p.is_inference():
             memo[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
-    made = copy.deepcopy(model, memo)
+    made = copied(model, memo)
     for old, new in zip(model.modules(), made.modules(), strict=True):
         for name in vars(new).keys() - vars(old).keys():
             del vars(new)[name]

@@ -1,6 +1,5 @@
 """Export: a network as an ONNX file or a torch.export program, small on disk and checked."""
 
-import copy
 import io
 import math
 import tempfile
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils._pytree import tree_map
 
-from bozzetto.batches import Batch, batch_size, call, device_of, split_batch, tensors
+from bozzetto.batches import Batch, batch_size, call, copied, device_of, split_batch, tensors
 from bozzetto.nn import Signs
 from bozzetto.nn.signs import pack_signs
 
@@ -162,7 +161,7 @@ def packed(model: nn.Module) -> nn.Module:
 
     For export: the copy spreads them out at every call, unless what runs it does so once.
     """
-    made = copy.deepcopy(model)
+    made = copied(model)
     for module in list(made.modules()):
         if isinstance(module, Signs):
             del module.bits  # the layer's weight says the same

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bozzetto.batches import Batch, call, device_of, tensors, to
+from bozzetto.batches import Batch, call, copied, device_of, tensors, to
 from bozzetto.nn.dense import dense_twin
 from bozzetto.nn.folded import Folded, absorb_
 from bozzetto.nn.parts import CONVS, TRANSPOSED
@@ -42,9 +42,9 @@ def for_inference(model: nn.Module, batch: Batch) -> nn.Module:
             modules' weights, for instance.
     """
     batch = to(batch, device_of(model))
-    made = copy.deepcopy(model).eval().requires_grad_(False)
+    made = copied(model).eval().requires_grad_(False)
     with torch.no_grad():
-        expected = call(copy.deepcopy(made), batch)
+        expected = call(copied(made), batch)
         made = _quicker(made, batch)
         made = _replaced(made, Folded.takes, lambda layer: Folded(cast(Any, layer)))
         for norm, layer in _pairs(made, batch).items():
@@ -149,7 +149,7 @@ def _pairs(model: nn.Module, batch: Batch) -> dict[nn.Module, nn.Module]:
             pairs[norm] = made[id(args[0])], id(args[0])
 
     reads = _Reads()
-    hooks = [m.register_forward_hook(after) for m in model.modules() if isinstance(m, MAPS)]
+    hooks = [m.register_forward_hook(after) for m in model.modules() if _own_weight(m)]
     hooks += [m.register_forward_pre_hook(before) for m in model.modules() if type(m) in NORMS]
     try:
         with reads:
@@ -168,6 +168,12 @@ def _pairs(model: nn.Module, batch: Batch) -> dict[nn.Module, nn.Module]:
     }
 
 
+def _own_weight(layer: nn.Module) -> bool:
+    """Whether it is a linear map whose weight is its own, not computed for every call."""
+    own = isinstance(layer, Folded) or layer._parameters.get("weight") is not None
+    return own and isinstance(layer, MAPS)
+
+
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """A batch norm in evaluation as y = scale · x + shift, each (m,)."""
     n = cast(nn.BatchNorm2d, norm)
@@ -179,7 +185,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _lay_out_(model: nn.Module, batch: Batch) -> None:
     """Keep the weights of linear layers by columns where that is faster."""
-    linear = [m for m in model.modules() if type(m) is nn.Linear]
+    linear = [m for m in model.modules() if type(m) is nn.Linear and _own_weight(m)]
     known: dict[tuple[Any, ...], bool] = {}
     for layer, x in _inputs(model, linear, batch).items():
         columns = copy.deepcopy(cast(nn.Linear, layer))
@@ -195,7 +201,7 @@ def _by_pixels(model: nn.Module, batch: Batch) -> nn.Module:
     """The model with its images' channels last in memory where that is faster."""
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return model
-    last = cast(Any, copy.deepcopy(model)).to(memory_format=torch.channels_last)
+    last = cast(Any, copied(model)).to(memory_format=torch.channels_last)
     runs = {"first": partial(call, model), "last": partial(call, last)}
     return last if _faster(runs, batch) == "last" else model
 

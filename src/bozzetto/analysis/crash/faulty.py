@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from bozzetto.analysis.crash.activations import MODULES, NoSoundBound, activation
 from bozzetto.analysis.crash.faults import NeuronFault, WeightFault, struck
 from bozzetto.analysis.crash.moments import Unit
-from bozzetto.analysis.crash.network import call_names, copied, trace
+from bozzetto.analysis.crash.network import call_names, trace
+from bozzetto.batches import copied
 from bozzetto.linalg import derive_seed
 
 Fault = Callable[[Tensor], Tensor]  # (patterns, b, *s) -> the same

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bozzetto.analysis.crash.faulty import activation_nodes
-from bozzetto.analysis.crash.network import copied, trace
+from bozzetto.analysis.crash.network import trace
+from bozzetto.batches import copied
 
 
 class CrashDropout(nn.Module):

@@ -1,6 +1,5 @@
 """A model as a list of steps that bounds can walk, and the places where its neurons crash."""
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from bozzetto.analysis.crash.rules import (
     registered,
     rule,
 )
+from bozzetto.batches import copied
 
 # What fx raises; the last two for len() of a tensor and for modules in a plain list.
 _UNTRACEABLE = (TraceError, TypeError, RuntimeError, NameError)
@@ -37,12 +37,6 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = has_rule(m) or (self.opaque and registered(m) is not None)
         return known or super().is_leaf_module(m, module_qualified_name)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; weights that hooks make of others (pruning does) are copied as they are."""
-    held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return copy.deepcopy(model, {id(v): v.detach().clone() for v in held if not v.is_leaf})
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
