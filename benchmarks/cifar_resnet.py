@@ -54,7 +54,7 @@ def case(depth: int, seed: int = 0) -> Case:
         tune if depth == 20 else None,
         [(m, k) for k in (0.25, 0.125, 0.5) for m in (OURS, "whitened SVD", "weight Tucker")],
         tune_long if depth == 20 else None, [(OURS, k) for k in (0.25, 0.125, 0.5, 0.33)],
-        ("multiply-adds", "bytes") if depth == 20 else (),
+        ("multiply-adds", "bytes", "measured costs") if depth == 20 else (),
         (0.5, 0.25) if depth == 20 else (),
         notes={"test_images": count, "calibration": CALIBRATION, "seed": seed,
          "tuning": "3 epochs of 12,800 training images, AdamW",

@@ -131,10 +131,16 @@ def study(case: Case) -> Row:
     def surveyed() -> Survey:
         return survey(case.model, case.calibration, layers=case.layers)
 
+    @cache
+    def measured() -> Survey:
+        return surveyed().measured()
+
     def delivered(method: str, keep: float) -> tuple[nn.Module, float]:
         began = time.perf_counter()
         if method == OURS:
             small, _ = surveyed().compress(_of_layers(keep, free, total))
+        elif method == f"{OURS} by measured costs":
+            small, _ = measured().compress(_of_layers(keep, free, total))
         elif method == f"{OURS} by multiply-adds":
             small, _ = surveyed().compress(bz.Budget(flops=keep))
         elif method == f"{OURS} by bytes":  # of the whole network; bits of signs count
