@@ -37,7 +37,7 @@ VAL = (
     *(f"USA_Lanker-2_{n}_T-1" for n in (6, 12, 15, 17)),
     "USA_Peach-4_1_T-1",
 )
-SEEDS = range(3)
+SEEDS = range(10)
 KINDS: tuple[tj.Kind, ...] = ("joint", "graph", "alone")
 EPOCHS = 10  # over scenes and their mirror images
 
