@@ -99,7 +99,7 @@ def case(size: str, frames: int, calibration: int) -> Case:
         list(train[:calibration].split(32)), metric, "pitch accuracy %", (0.5, 0.25, 0.125), peers,
         tune if size == "tiny" else None,
         [(m, k) for k in (0.25, 0.125) for m in (OURS, "whitened SVD", "weight Tucker")],
-        (),
+        bounds=(),
         notes={"frames": frames, "calibration": calibration, "tuning": "2 epochs of 2,048 frames"},
     )  # fmt: skip
 

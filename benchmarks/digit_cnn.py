@@ -70,7 +70,8 @@ def case() -> Case:
     return Case(
         "digit-cnn", model, ["*"], list(x[:1024].split(128)),
         lambda net: 100 * bz.evaluate(net, test), "accuracy %", (0.5, 0.25, 0.125), ALL, tune,
-        [(m, k) for k in (0.5, 0.25, 0.125) for m in (OURS, *ALL[:4])], ("multiply-adds",),
+        [(m, k) for k in (0.5, 0.25, 0.125) for m in (OURS, *ALL[:4])],
+        bounds=("multiply-adds",),
         equal=(0.25,),
         draws=[list(x[i : i + 1024].split(128)) for i in (1024, 2048, 3072, 3976)],
         notes={"test_images": 10_000, "calibration": 1024, "tuning": "3 epochs of 5,000 digits"},

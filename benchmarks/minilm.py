@@ -102,7 +102,7 @@ def case(seed: int = 0) -> Case:
         "minilm-stsb", model, ["*encoder*"], calibration, metric, "Spearman × 100",
         (0.75, 0.5, 0.33), PEERS, tune,
         [(m, k) for k in (0.5, 0.33, 0.75) for m in (OURS, "whitened SVD")],
-        ("multiply-adds",),
+        bounds=("multiply-adds",),
         notes={"calibration": SENTENCES, "seed": seed,
                "tuning": "3 epochs of self-distillation on the dev split's sentences: similarities "
                   "and every layer's states, AdamW"},

@@ -92,7 +92,8 @@ class Cells:
 
     def once(self, key: Row, make: Callable[[], Row]) -> None:
         """Make a cell unless it is there."""
-        if any(key.items() <= row.items() for row in self.rows) or self.over():
+        names = {*key, "draw"}  # which the main cells have not
+        if any(all(row.get(n) == key.get(n) for n in names) for row in self.rows) or self.over():
             return
         self.rows.append(key | make())
         partial = self._file.with_suffix(".partial")
