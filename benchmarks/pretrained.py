@@ -134,7 +134,7 @@ def study(case: Case) -> Row:
 
     @cache
     def measured() -> Survey:
-        return surveyed().measured()
+        return surveyed().measured(2)
 
     def delivered(method: str, keep: float) -> tuple[nn.Module, float]:
         began = time.perf_counter()

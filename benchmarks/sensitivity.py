@@ -46,7 +46,7 @@ def agreement(case: Case, losses: Losses, fractions: Sequence[float]) -> dict[st
     """Predicted and measured, layer by layer, and Spearman's correlation with its interval."""
     torch.set_num_threads(int(os.environ.get("THREADS", "2")))
     surveyed = survey(case.model, case.calibration, layers=case.layers)
-    scaled = scales(surveyed.menu, surveyed.measured().menu)
+    scaled = scales(surveyed.menu, surveyed.measured(2).menu)
     base, rows = losses(case.model), []
     for fraction in fractions:
         for found in single(surveyed.menu, fraction):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +158,11 @@ def test_measured_effects_are_those_of_one_layer_alone() -> None:
     small, plan = measured.compress(bz.Budget(params=0.6))
     assert plan.kept() <= 0.6
     assert small(batches[0]).shape == (20, 12)
+    same, _ = bz.compress(model, 0.6, batches, measured=2)
+    torch.testing.assert_close(dict(same.state_dict()), dict(small.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("measured", [-1, 1.5, True])
+def test_costs_are_measured_on_a_number_of_batches(measured: Any) -> None:
+    with pytest.raises(ValueError, match=f"1 batch or more; got {measured}"):
+        bz.compress(Pooled().eval(), 0.6, [torch.randn(4, 3, 16)], measured=measured)

@@ -53,7 +53,7 @@ class Survey:
             return self.menu.choose(budget)
         return timely(self.menu, self.model, self.batches[0], budget)
 
-    def measured(self, batches: int = 2) -> "Survey":
+    def measured(self, batches: int) -> "Survey":
         """With what each layer's forms are predicted to cost scaled to what one of them does.
 
         The prediction takes a layer's errors at all positions for independent, which they are not
@@ -63,7 +63,12 @@ class Survey:
 
         Args:
             batches: how many, spread over the calibration.
+
+        Raises:
+            ValueError: unless it is a number >= 1.
         """
+        if type(batches) is not int or batches < 1:
+            raise ValueError(f"costs are measured on 1 batch or more; got {batches!r}")
         used = self.batches[:: max(1, len(self.batches) // batches)][:batches]
         scales: dict[str, float] = {}
         with torch.inference_mode(False), torch.no_grad(), in_mode(self.model, training=False):
@@ -140,6 +145,7 @@ def survey(
     layers: Sequence[str] | str = "*",
     loss: Loss | None = None,
     timed: bool = False,
+    measured: int = 0,
     robustness: float = 0.0,
     seed: int = 0,
 ) -> Survey:
@@ -157,7 +163,8 @@ def survey(
     )
     if timed:
         made = agreed(made, model, batches[0])
-    return Survey(model, batches, stats, made, robustness)
+    found = Survey(model, batches, stats, made, robustness)
+    return found.measured(measured) if measured else found
 
 
 def compress(
@@ -170,6 +177,7 @@ def compress(
     methods: Methods = "auto",
     layers: Sequence[str] | str = "*",
     loss: Loss | None = None,
+    measured: int = 0,
     robustness: float = 0.0,
     seed: int = 0,
 ) -> tuple[nn.Module, Plan]:
@@ -188,6 +196,8 @@ def compress(
         layers: patterns of the paths that may become smaller; see `plan`. Dense layers behind them
             are still fitted to the inputs that they get.
         loss: (output, target) -> scalar; see `collect`.
+        measured: on how many batches to measure what each layer's change does to the outputs, for
+            a better plan (`Survey.measured`): a forward pass a layer and batch. 0 predicts it.
         robustness: the chance that a neuron fails for which layers are chosen and fitted, each to
             the target's with such inputs (`Stats.crashed`): it costs accuracy while none fails.
         seed: of random sketches.
@@ -211,6 +221,7 @@ def compress(
             layers=layers,
             loss=loss,
             timed=timed,
+            measured=measured,
             robustness=robustness,
             seed=seed,
         )

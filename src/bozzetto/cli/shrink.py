@@ -44,6 +44,7 @@ def compress(
     val: Annotated[str | None, _AIM, Parameter(metavar="DATA")] = None,
     methods: Names = None,
     layers: Annotated[Names, Parameter(metavar="PATTERN")] = None,
+    measured: int = 0,
     robustness: float = 0.0,
     license: Annotated[str | None, Parameter(metavar="NAME")] = None,
     base: Annotated[str | None, Parameter(metavar="NAME")] = None,
@@ -70,6 +71,8 @@ def compress(
         val: Labelled batches for METRIC, as DATA; DATA itself without it.
         methods: Method to choose from, layer by layer; may be repeated. All that suit by default.
         layers: Paths of layers that may become smaller; may be repeated. All by default.
+        measured: On how many batches to measure what each layer's change does to the outputs,
+            for a better plan; 0 predicts it.
         robustness: Chance that a neuron fails for which layers are chosen and fitted.
         license: Of the source model, as apache-2.0 or unknown: writes a model card, README.md.
         base: The source model's name on the hub, for the card.
@@ -99,6 +102,7 @@ def compress(
             methods=methods or "auto",
             layers=layers or "*",
             timed=budget.latency is not None,
+            measured=measured,
             robustness=robustness,
             seed=seed,
         )
