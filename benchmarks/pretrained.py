@@ -139,9 +139,9 @@ def study(case: Case) -> Row:
     def delivered(method: str, keep: float) -> tuple[nn.Module, float]:
         began = time.perf_counter()
         if method == OURS:
-            small, _ = surveyed().compress(_of_layers(keep, free, total))
+            small, _ = surveyed().compress(of_layers(keep, free, total))
         elif method == f"{OURS} by measured costs":
-            small, _ = measured().compress(_of_layers(keep, free, total))
+            small, _ = measured().compress(of_layers(keep, free, total))
         elif method == f"{OURS} by multiply-adds":
             small, _ = surveyed().compress(bz.Budget(flops=keep))
         elif method == f"{OURS} by bytes":  # of the whole network; bits of signs count
@@ -177,7 +177,7 @@ def study(case: Case) -> Row:
         again = cache(lambda data=calibration: survey(case.model, data, layers=case.layers))
         for keep in case.keeps:
             key = {"method": OURS, "keep": keep, "tuned": False, "draw": number}
-            budget = _of_layers(keep, free, total)
+            budget = of_layers(keep, free, total)
             cells.once(key, lambda s=again, b=budget: measure(s().compress(b)[0], 0.0))
     rows = sorted(cells.rows, key=lambda row: (str(row["tuned"]), -row["keep"], row["method"]))
     _plot(case, rows)
@@ -196,7 +196,7 @@ def study(case: Case) -> Row:
     } | case.notes
 
 
-def _of_layers(keep: float, free: int, total: int) -> bz.Budget:
+def of_layers(keep: float, free: int, total: int) -> bz.Budget:
     """A fraction of the values of the layers that may change, as one of the whole."""
     return bz.Budget(params=(total - free + keep * free) / total)
 
