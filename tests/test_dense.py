@@ -133,3 +133,30 @@ def test_for_inference_takes_whichever_is_quicker(
     assert not [m for m in made.modules() if isinstance(m, nn.BatchNorm2d)]
     assert_close(made(x), model(x), atol=1e-5, rtol=1e-4)
     assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+class Doubled(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Negated(bz.nn.SketchLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def replaced() -> nn.Module:
+    chain = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    chain[0].forward = lambda x: torch.zeros(len(x), 5)
+    return chain
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: Doubled(nn.Linear(6, 5), nn.Linear(5, 4)), lambda: Negated(6, 5, 1), replaced],
+    ids=["chain", "sketched", "replaced"],
+)
+def test_what_has_a_forward_of_its_own_is_left_alone(build: Any) -> None:
+    layer, x = build().eval(), normal(3, 6)
+    assert dense_twin(layer) is None
+    assert_close(for_inference(nn.Sequential(layer, nn.ReLU()), x)(x), layer(x).relu())

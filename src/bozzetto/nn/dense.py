@@ -7,10 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from bozzetto.nn.blocks import Blocked, BlockLinear
-from bozzetto.nn.parts import CONVS, Down, JointDown, Sum, Up, write_weight_
+from bozzetto.nn.parts import CONVS, Down, JointDown, Lowered, Raised, Sum, Up, write_weight_
 
 __all__ = ["dense_twin"]
 
+# Of a subclass with a forward of its own nothing is known.
+_FORWARDS = {
+    kind.forward
+    for kind in (
+        Sum,
+        Blocked,
+        Lowered,
+        Raised,
+        nn.Sequential,
+        Down,
+        Up,
+        JointDown,
+        nn.Linear,
+        *CONVS,
+    )
+}
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 
@@ -63,6 +79,8 @@ def dense_twin(layer: nn.Module) -> nn.Module | None:
 
 def _read(part: nn.Module) -> _Map | None:
     """What a part does, where it is known to be linear."""
+    if "forward" in vars(part) or type(part).forward not in _FORWARDS:
+        return None
     if isinstance(part, Sum):
         return _sum(part)
     if isinstance(part, Blocked):
